@@ -119,3 +119,41 @@ def test_no_image_of_enormous_sides_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(struct.pack(">HBB4I", 0, 8, 4, 0, 2**31, 8, 2**31))
     with pytest.raises(ValueError, match="x has a header that promises 0 bytes of values, shape .*; it is damaged"):
         read_idx(tmp_path / "x")
+
+
+def write_pair(folder: Path, stem: str, labels: list[int], gz: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for what, rank, values in (("images", 3, bytes(9 * len(labels))), ("labels", 1, bytes(labels))):
+        sides = struct.pack(f">{rank}I", len(labels), *[3] * (rank - 1))
+        data = struct.pack(">HBB", 0, 8, rank) + sides + values
+        (folder / f"{stem}-{what}-idx{rank}-ubyte{gz}").write_bytes(gzip.compress(data) if gz else data)
+
+
+def test_mnist_is_read_where_torchvision_leaves_it(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    for gz in ("", ".gz"):
+        write_pair(raw, "train", [0, 1], gz)
+        write_pair(raw, "t10k", [0, 1], gz)
+    (tmp_path / "MNIST" / "train-images-idx3-ubyte").mkdir()  # as some archives unpack; no pair, as it is a folder
+    for place in (tmp_path, raw.parent, raw):
+        train, test = (open_source(place, split, size=3) for split in ("train", "test"))
+        assert train.class_names == test.class_names == ("0", "1") and train.opened != test.opened
+        assert any("raw/, so the data are read from there" in note for note in train.notes) == (place != raw)
+    write_pair(tmp_path / "KMNIST" / "raw", "train", [0, 1])
+    with pytest.raises(DapError, match=f"IDX files lie in KMNIST/raw, MNIST/raw: give {tmp_path}/KMNIST/raw"):
+        open_source(tmp_path, size=3)
+
+
+def test_emnist_is_read_with_its_labels_from_1_and_one_pair_a_split(tmp_path: Path) -> None:
+    write_pair(tmp_path, "emnist-letters-train", [1, 2, 2], ".gz")
+    write_pair(tmp_path, "emnist-letters-test", [1, 2], ".gz")
+    for split, images in (("train", 3), ("test", 2)):
+        source = open_source(tmp_path, split, size=3)
+        assert source.class_names == ("1", "2") and f"2 classes, {images} images" in source.told(split)
+        assert "stores its images transposed" in source.notes[0]
+    write_pair(tmp_path, "emnist-digits-train", [0, 1])
+    several = (
+        "several .* train split: emnist-digits-train-images-idx3-ubyte, emnist-letters-train-images-idx3-ubyte.gz. Move"
+    )
+    with pytest.raises(DapError, match=several):
+        open_source(tmp_path, size=3)

@@ -238,6 +238,8 @@ class IdxSource(Source):
         if numbers.shape != pixels.shape[:1] or numbers.dtype.kind not in "iu":
             raise DapError(f"{labels} should hold {counted(len(pixels), 'label')}, not {numbers.dtype} {numbers.shape}")
         known, rows = by_class(numbers.astype(np.int64), class_names, str(labels))
+        if class_names is None and rows and not len(rows[0]):
+            known, rows = known[1:], rows[1:]  # the labels count from 1, as those of EMNIST's letters
         names, chosen = select(known, classes, str(images.parent))
         self._pixels = np.pad(pixels, ((0, 0), (border, border), (border, border)))
         self._rows = [rows[place] for place in chosen]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,12 @@ from dap.data.real.suffixes import container
 
 UNSORTED = frozenset({"images", "image", "imgs", "unknown", "unlabeled", "unlabelled", "data", "all", "none", "0"})
 """Names, in lower case, of a folder that holds what nobody has sorted."""
+
+
+_IDX = re.compile(
+    r"(?P<stem>(?:.+[-_. ])?(?:train|t10k|test))-(?:(?P<images>images)[-.]idx3|(?P<labels>labels)[-.]idx1)-ubyte(?:\.gz)?"
+)
+"""The names of MNIST's files, also behind a name of their own, as in `emnist-letters-train-images-idx3-ubyte.gz`."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +112,13 @@ def by_split(files: Sequence[Path]) -> dict[Split | None, tuple[Path, ...]]:
 
 def instead(path: Path) -> str:
     """A clause on what a folder without images holds, and what to do with it; "" where there is nothing to say."""
-    below = [entry.name for entry in visible(path) if is_folder(entry)]
+    below = class_folders(path)
     if inner := [name for name in below if holds_parquet(path / name)]:
         return f"; parquet files lie in {some(inner)}: give {shown(path / inner[0])}"
+    if inner := idx_below(path):
+        return f"; IDX files lie in {some(inner)}: give {shown(path / inner[0])}"
     endings: dict[str, str] = {}
-    deeper = [path / name / inner for name in below[:20] for inner in class_folders(path / name)[:20]]
-    for folder in (path, *(path / name for name in below[:20]), *deeper):
+    for folder in (path, *(path / name for name in _two_deep(path))):
         for entry in visible(folder):
             if not is_folder(entry):
                 endings.setdefault(Path(entry.name).suffix.lower(), entry.name)
@@ -124,13 +132,22 @@ def instead(path: Path) -> str:
     return f", but files such as {shown(held)}, {found[0]}; unpack or convert them first" if held and found else ""
 
 
-def idx_pair(path: Path, names: Mapping[str, os.DirEntry[str]], stem: str) -> tuple[Path, Path] | None:
-    """The IDX files of images and of labels whose names begin with a stem, such as "t10k"; None where one is missing."""
+def idx_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """The IDX files of images and of labels by the beginning of their names, such as "t10k" or "emnist-letters-train"; of files
+    that are there twice, unpacked and as .gz, the unpacked one."""
+    found: dict[str, dict[str, Path]] = {}
+    for entry in reversed(visible(folder)):  # so that the files that are taken come last
+        if (said := _IDX.fullmatch(entry.name)) and not is_folder(entry):
+            found.setdefault(said["stem"], {})[said["images"] or said["labels"]] = folder / entry.name
+    return {stem: (pair["images"], pair["labels"]) for stem, pair in sorted(found.items()) if len(pair) == 2}
 
-    def find(what: str, rank: int) -> Path | None:
-        marks = (f"-idx{rank}-", f".idx{rank}-")
-        spellings = (f"{stem}-{what}{mark}ubyte{gz}" for mark in marks for gz in ("", ".gz"))
-        return next((path / name for name in spellings if name in names), None)
 
-    images, labels = find("images", 3), find("labels", 1)
-    return (images, labels) if images and labels else None
+def idx_below(folder: Path) -> list[str]:
+    """The folders with pairs of IDX files in a folder and in its folders, relative to it, as MNIST/raw of torchvision."""
+    return [name for name in _two_deep(folder) if idx_pairs(folder / name)]
+
+
+def _two_deep(folder: Path) -> list[str]:
+    """The first folders in a folder, and the first ones in these, relative to it."""
+    below = class_folders(folder)[:20]
+    return [*below, *(f"{name}/{inner}" for name in below for inner in class_folders(folder / name)[:20])]

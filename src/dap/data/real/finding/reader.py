@@ -18,7 +18,8 @@ from dap.data.real.finding.facts import (
     classes_of,
     holds_data,
     holds_parquet,
-    idx_pair,
+    idx_below,
+    idx_pairs,
     in_parquet,
     instead,
     unlabelled,
@@ -217,6 +218,7 @@ class Reader:
         if self.depth >= _DEPTH or loose_images(self.path) or (self.parquet and not plain):
             return None
         inside = list(others) or [n for n in self.folders if holds_parquet(self.path / n)]
+        inside = inside or sorted({name.split("/")[0] for name in idx_below(self.path)})
         if len(inside) != 1:
             return None
         folder = self.path / inside[0]
@@ -225,9 +227,8 @@ class Reader:
         note = f"{shown(self.path)} holds nothing but {inside[0]}/, so the data are read from there"
         down = Reader(folder, self.depth + 1, (*self.notes, note), top=self.top)
         below = down.with_images
-        if len(below) > 1 or down.parquet or any(split_of(name) for name in down.folders) or down._wrapper(below):
-            return down
-        return None
+        plain_to_see = len(below) > 1 or down.parquet or idx_pairs(folder) or any(map(split_of, down.folders))
+        return down if plain_to_see or down._wrapper(below) else None
 
     def _inner(self, split: str, others: Sequence[str]) -> Layout | None:
         """The split where each class folder holds the splits, as cat/train and cat/test; None where they do not."""
@@ -270,17 +271,19 @@ class Reader:
         raise missing_file(self.path, split, self.top)
 
     def _idx(self, split: str) -> Layout | None:
-        pairs = {
-            stem: pair
-            for stems in _IDX_STEMS.values()
-            for stem in stems
-            if (pair := idx_pair(self.path, self.names, stem))
-        }
-        if not pairs:
+        if not (pairs := idx_pairs(self.path)):
             return None
-        for stem in _IDX_STEMS[split]:
-            if stem in pairs:
-                return Layout("idx", self.path, pairs[stem])
+        mine = [stem for stem in pairs if stem.endswith(_IDX_STEMS[split])]
+        if len(mine) > 1:
+            raise DapError(
+                f"{shown(self.path)} holds several pairs of IDX files for its {split} split: "
+                f"{some([pairs[stem][0].name for stem in mine], 6)}. Move the files of one data set into a folder of their own, "
+                "and give that"
+            )
+        if mine and "emnist" in mine[0].lower():
+            self._note("EMNIST stores its images transposed, and their pixels are taken as they are stored")
+        if mine:
+            return Layout("idx", self.path, pairs[mine[0]])
         stem = _IDX_STEMS[split][0]
         raise DapError(
             f"{shown(self.path)} has no {split} split; add {stem}-images-idx3-ubyte and {stem}-labels-idx1-ubyte (or the same "
