@@ -131,7 +131,9 @@ class Objects:
         """
         given = self.source
         if not isinstance(given, Source):
-            given = MemorySource(by_class(given), size=size, fit=fit, max_bad_fraction=data.max_bad_fraction)
+            given = MemorySource(
+                by_class(given, data.classes), size=size, fit=fit, max_bad_fraction=data.max_bad_fraction
+            )
         if data.classes is None or tuple(data.classes) == given.class_names:
             return given
         return OfClasses(given, data.classes)

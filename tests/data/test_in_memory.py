@@ -13,6 +13,9 @@ from dap.base.errors import DapError
 from dap.data.real.decode import decode
 from dap.data.real.held import OfClasses, Part
 from dap.data.real.memory import MemorySource, by_class
+from dap.objects import Objects
+from dap.recipe import Data
+from dap.verbs.memory import named
 
 IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -63,6 +66,40 @@ def test_names_and_labels_in_their_usual_forms():
 def test_what_would_lose_or_mix_images_is_refused(images, says):
     with pytest.raises(DapError, match=says):
         by_class(images)
+
+
+def test_a_class_that_is_named_and_has_no_image_is_not_lost():
+    images = Named([0, 0, 2, 2, 2, 2], ["a", "b", "c"])
+    assert counts(images) == {"a": 2, "b": 0, "c": 4}
+    with pytest.raises(
+        DapError, match="no images in b of images in memory; add some, or leave it out by naming `classes`"
+    ):
+        MemorySource(by_class(images), size=8)
+    source = Objects(source=images).images(Data(classes=("c", "a")), 8, "crop")
+    assert source.class_names == ("c", "a") and source.count(0) == 4
+    assert list(named(images, ("a", "c"))) == ["a", "c"], "test images of a set of two of the classes"
+
+
+def test_rows_of_datasets_are_read_with_the_names_that_it_lists():
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.new("RGB", (8, 8), (20 * i, 0, 0)) for i in range(4)]
+    for image, label in (("image", "label"), ("img", "labels")):
+        kinds = {
+            image: datasets.Image(),
+            "id": datasets.Value("int64"),
+            label: datasets.ClassLabel(names=["cat", "dog"]),
+        }
+        rows = datasets.Dataset.from_dict(
+            {image: pictures, "id": range(4), label: [1, 0, 1, 1]}, datasets.Features(kinds)
+        )
+        assert counts(rows) == {"cat": 1, "dog": 3} and counts(torch.utils.data.Subset(rows, [0, 1])) == {
+            "cat": 1,
+            "dog": 1,
+        }
+    assert (MemorySource(by_class(rows), size=8).images(1, [2])[0, 0] == 60 / 255).all()
+    assert counts([{"image": image, "label": 3} for image in IMAGES]) == {"3": 6}
+    with pytest.raises(DapError, match="have no column of images among pixels, label. Call it 'image'"):
+        by_class([{"pixels": IMAGES[0], "label": 0}])
 
 
 def test_names_may_be_listed_by_their_labels():
@@ -190,7 +227,8 @@ def test_labels_are_named_by_either_attribute_and_a_subset_has_the_names_of_the_
     assert counts(Listed(pairs)) == {"b": 3, "a": 3}
     assert counts(torch.utils.data.Subset(Listed(pairs), [0, 1, 2])) == {"b": 2, "a": 1}
     assert counts(torch.utils.data.Subset(torch.utils.data.Subset(Named([0, 1] * 3, ["x", "y"]), [1, 3, 5]), [0])) == {
-        "y": 1
+        "x": 0,
+        "y": 1,
     }
     with pytest.raises(DapError, match="the label 2, and their 2 class names are those of the labels from 0 to 1"):
         by_class(Listed(zip(IMAGES, [0, 1, 2] * 2, strict=True)))

@@ -66,7 +66,7 @@ def named(images: Any, class_names: Sequence[str] | None, by: By = "name") -> di
     Raises:
         DapError: `by_class` does not take the images, or a label finds no class or could mean two.
     """
-    found = by_class(images)
+    found = by_class(images, class_names)
     if class_names is None:
         return found
     if isinstance(images, Mapping) or names_of(images) is not None:

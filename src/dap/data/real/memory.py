@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dap.base.errors import DapError
 from dap.data.real.base import Source
+from dap.data.real.columns import USUAL
 from dap.data.real.decode import ORIENTATION, BrokenImage, Fit, decode, encode_png, fit_square, plain
 from dap.data.real.names import composed, some
 
@@ -112,13 +113,16 @@ def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def by_class(images: Any) -> dict[str, Any]:
+def by_class(images: Any, wanted: Iterable[str] | None = None) -> dict[str, Any]:
     """Images by class name, in label order, from the forms in which Python users have them.
+
+    A class that the images name, and of which they hold no image, is there without images, and a source refuses it.
 
     Args:
         images: a mapping from class name to images; a pair of images (n, ...) and whole-number labels (n,); or a sized
-            collection of (image, label) pairs such as a torch `Dataset` or a `DistilledSet`, whose labels are named as
-            `names_of` says. Without names a label's number is its name.
+            collection of (image, label) pairs such as a torch `Dataset` or a `DistilledSet`, or of rows with an image and a label
+            as `datasets` has them. Labels are named as `names_of` says. Without names a label's number is its name.
+        wanted: the classes that are taken; of other classes those without images are left out. None: all.
 
     Raises:
         DapError: the images have none of these forms, a label is no whole number from 0 on or has no name, or two classes have
@@ -131,7 +135,10 @@ def by_class(images: Any) -> dict[str, Any]:
     try:
         pair = isinstance(images, tuple) and len(images) == 2 and len(images[0]) == len(images[1])
         pairs = list(zip(*images, strict=True)) if pair else [images[i] for i in range(len(images))]
+        pairs = [_of_row(one) if isinstance(one, Mapping) else one for one in pairs]
         pairs = [(image, label) for image, label in pairs]
+    except DapError:
+        raise
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise DapError(
             "The images in memory should be a mapping from class name to images, a pair of images and labels, or a "
@@ -148,37 +155,63 @@ def by_class(images: Any) -> dict[str, Any]:
             f"0 to {len(names) - 1}."
         )
     _check_apart([names[label] for label in found])
-    return {names[label]: found[label] for label in sorted(found)}
+    held = {composed(names[label]) for label in found}
+    taken = None if wanted is None else set(map(composed, wanted))
+    kept: dict[str, Any] = {}
+    for label, name in enumerate(names):
+        if label in found:
+            kept[name] = found[label]
+        elif composed(name) not in held and (taken is None or composed(name) in taken):
+            kept[name] = []
+    return kept
+
+
+def _of_row(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The image and the label of a row, from the columns in which parquet files have them."""
+    found = {what: next((name for name in USUAL[what] if name in row), None) for what in ("image", "label")}
+    if missing := [what for what, name in found.items() if name is None]:
+        raise DapError(
+            f"The rows of the images in memory have no column of {missing[0]}s among {some(map(str, row), 8)}. Call it "
+            f"{missing[0]!r}, as with rename_column of datasets."
+        )
+    return row[found["image"]], row[found["label"]]
 
 
 def names_of(images: Any) -> list[str] | None:
     """The names of the labels 0, 1, … of a data set; None where there are none.
 
-    They are its attribute `classes`, as torchvision's data sets have it, or `class_names`, as `DistilledSet` has it. A torch
-    `Subset` has the labels of its whole data set.
+    They are its attribute `classes`, as torchvision's data sets have it, or `class_names`, as `DistilledSet` has it, or the names
+    that `features` lists for the labels, as `datasets` has them. A torch `Subset` has the labels of its whole data set.
 
     Raises:
-        DapError: the attribute is no list of names.
+        DapError: these are no list of names.
     """
-    while isinstance(images, torch.utils.data.Subset) and _attribute(images) is None:
+    while isinstance(images, torch.utils.data.Subset) and _listed(images) is None:
         images = images.dataset
-    attribute = _attribute(images)
-    if attribute is None:
+    if (listed := _listed(images)) is None:
         return None
-    names = getattr(images, attribute)
+    where, names = listed
     if isinstance(names, Mapping) and set(names) == set(range(len(names))):
         names = [names[label] for label in range(len(names))]
     if isinstance(names, (str, Mapping)) or not isinstance(names, Iterable):
         raise DapError(
-            f"The attribute `{attribute}` of the images in memory is a {type(names).__name__}, not a list of the names of "
+            f"The attribute `{where}` of the images in memory is a {type(names).__name__}, not a list of the names of "
             "classes in label order."
         )
     return list(map(str, names)) or None
 
 
-def _attribute(images: Any) -> str | None:
-    """The attribute that names the labels of a data set."""
-    return next((name for name in ("classes", "class_names") if getattr(images, name, None) is not None), None)
+def _listed(images: Any) -> tuple[str, Any] | None:
+    """The attribute that names the labels of a data set, and the names."""
+    for where in ("classes", "class_names"):
+        if (names := getattr(images, where, None)) is not None:
+            return where, names
+    features = getattr(images, "features", None)
+    if isinstance(features, Mapping):  # of the column that `_of_row` takes
+        label = next((name for name in USUAL["label"] if name in features), None)
+        names = getattr(features.get(label), "names", None)
+        return None if names is None else (f"features[{label!r}].names", names)
+    return None
 
 
 def _whole(label: Any) -> int:
