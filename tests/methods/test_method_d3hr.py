@@ -181,6 +181,16 @@ def test_a_class_with_a_broken_image_is_inverted_without_it(colours, pipeline_fo
     assert len(made.records) == 6
 
 
+def test_a_class_of_one_image_many_times_is_told_and_so_is_the_set(colours, pipeline_folder, tmp_path, caplog):
+    mine = shutil.copytree(colours, tmp_path / "mine")
+    for file in (mine / "train" / "green").iterdir():
+        shutil.copy(mine / "train" / "red" / "0.png", file)
+    made = distill(recipe(mine, pipeline_folder, steps=2, candidates=2, ipc=2), tmp_path / "a")
+    assert "of class 'green' only 1 differs, fewer than the 2 that a spread needs, so all its images begin" in caplog.text
+    assert len({record["sha256"] for record in made.records if record["class_name"] == "green"}) == 1
+    assert "2 of 6 images are the same as another one of their class ('green', slots 0, 1). The real images" in caplog.text
+
+
 def test_what_cannot_be_fitted_is_said_before_any_work(colours, pipeline_folder, tmp_path):
     with pytest.raises(DapError, match="must be at least 0, and one above, not"):
         distill(recipe(colours, pipeline_folder, weights=[0, 0, 0]), tmp_path / "a")

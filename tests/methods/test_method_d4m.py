@@ -91,6 +91,13 @@ def test_one_prototype_is_the_mean_of_all_latents(shop):
     torch.testing.assert_close(D4m().prototypes(task, "Bag"), mean, atol=1e-4, rtol=1e-4)
 
 
+def test_prototypes_of_duplicates_are_told(shop, monkeypatch, caplog):
+    _, task = shop.task(recipe(reals=30, ipc=3))
+    monkeypatch.setattr("dap.methods.diffusion.d4m.class_latents", lambda *a: ([], torch.eye(2).repeat(4, 1)[:, :, None]))
+    D4m().prototypes(task, "Bag")
+    assert "Of 8 real images of class 'Bag' only 2 differ, fewer than the 3 centres" in caplog.text
+
+
 def test_strength_one_is_the_vanilla_sample_and_classes_are_keyed_by_name(shop, tmp_path):
     free = distill(recipe(strength=1, reals=20), tmp_path / "a", workshop=shop)
     vanilla = distill(recipe("vanilla"), tmp_path / "b", workshop=shop)

@@ -20,6 +20,7 @@ from dap.data.real.stored.streams import Packed
 from dap.evaluation.training.fitting import Training
 from dap.evaluation.training.protocol import load_protocol
 from dap.guidance import Descend, Deviation, Nothing, State
+from dap.methods.base import Task
 from dap.methods.diffusion import surrogate as surrogates
 from dap.methods.diffusion.igd import Igd
 from dap.methods.diffusion.surrogate import IgdOptions, Surrogate, _protocol
@@ -91,7 +92,7 @@ def test_a_checkpoint_is_kept_where_the_gradient_has_turned(make):
 def test_within_the_smallest_memory_the_surrogate_and_its_gradients_are_the_same(make, tmp_path, monkeypatch):
     """A thousand classes: images in a file, gradients taken again where they do not fit, and none kept on disk."""
     plain = surrogate(make(threshold=0.9))
-    monkeypatch.setattr(Surrogate, "_budget", lambda self: Budget(1, 2**30, tmp_path))
+    monkeypatch.setattr(Task, "allowed", Budget(1, 2**30, tmp_path))
     monkeypatch.setattr(surrogates, "STORED", 0)
     seen = []
     really = surrogates.gathered
@@ -113,11 +114,11 @@ def test_memory_and_disk_of_the_machine_reach_the_surrogate_and_the_features(mak
     monkeypatch.setattr(bank, "_room", lambda *a: rooms.append(really(*a)) or rooms[-1])
     for one in (shop, shop.with_method(Igd())):
         _, task = one.task(make())
-        assert Surrogate(task, task.options)._budget() == wanted
+        assert task.allowed == wanted
     distill(guided(make, block=1), tmp_path / "a", workshop=shop)
     assert set(rooms) == {wanted.memory // 2}
     _, task = open_workshop(Machine(device="cpu")).task(make())
-    assert Surrogate(task, task.options)._budget().memory > wanted.memory
+    assert task.allowed.memory > wanted.memory
 
 
 def guided(make, **more):

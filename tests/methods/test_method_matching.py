@@ -13,14 +13,17 @@ from torch.nn import functional as F
 
 from dap.base.errors import DapError
 from dap.base.store import Store
+from dap.data.real.stored.budget import Budget
+from dap.data.real.stored.streams import Decoding, Packed
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.training.augment import dsa
 from dap.evaluation.training.networks import build
+from dap.methods import find
 from dap.methods.matching import mtt
-from dap.methods.matching.base import ALL, Run
+from dap.methods.matching.base import ALL, RealPixels, Run
 from dap.methods.matching.dc import Dc, DcOptions, gradient_distance, gradient_of, loops
 from dap.methods.matching.dm import Dm, DmOptions, augmented
-from dap.methods.matching.mtt import Mtt, MttOptions, flat, unrolled
+from dap.methods.matching.mtt import Mtt, MttOptions, flat, train_expert, unrolled
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
@@ -215,7 +218,7 @@ def test_broken_images_neither_end_a_run_nor_shift_the_labels(colours, tmp_path)
         distill(recipe("dm", data=data, ipc=11, iterations=0), tmp_path / "b", workshop=Workshop("cpu"))
     for file in (tmp_path / "data" / "train" / "blue").iterdir():
         file.write_bytes(b"torn")
-    with pytest.raises(DapError, match="only 0 decodable images of 12"):
+    with pytest.raises(DapError, match="all images of class 'blue' .* are broken"):
         distill(recipe("dm", data=data, init="noise"), tmp_path / "c", workshop=Workshop("cpu"))
 
 
@@ -226,14 +229,44 @@ def test_one_coloured_image_makes_colour_and_grey_is_the_mean_of_the_channels(tm
         for k in range(n):
             Image.new("L", (8, 8), 40 + k).save(tmp_path / "train" / name / f"{k:02}.png")
     data = {"path": str(tmp_path), "size": 8}
-    assert {part.shape[1] for part in a_run(data, "dm").reals.classes} == {1}
+    assert a_run(data, "dm").reals.channels == 1
     Image.new("RGB", (8, 8), (200, 20, 50)).save(tmp_path / "train" / "a" / "47.png")
     run = a_run(data, "dm")
-    assert {part.shape[1] for part in run.reals.classes} == {3} and run.pixels.shape[1] == 3
-    assert run.reals.classes[0][47, :, 0, 0].tolist() == [200, 20, 50]
-    greyed = a_run(data, "dm", grey="yes").reals.classes[0]
+    assert run.reals.channels == 3 and run.pixels.shape[1] == 3
+    assert run.reals.taken(torch.tensor([47]))[0, :, 0, 0].tolist() == [200, 20, 50]
+    reals = a_run(data, "dm", grey="yes").reals
+    greyed = reals.taken(reals.rows(0))
     assert greyed.shape == (90, 1, 8, 8)
     assert greyed[46:48, 0, 0, 0].tolist() == [86, 90]
+
+
+@pytest.mark.parametrize("grey", ["auto", "yes"])
+@pytest.mark.parametrize("disk", [2**30, 0])
+def test_real_images_beyond_the_budget_lie_in_a_file_and_change_no_byte(coloured, tmp_path, disk, grey):
+    wanted = a_run(coloured, "dm", grey=grey).reals
+    _, task = Workshop("cpu").task(recipe("dm", data=coloured, grey=grey))
+    beyond = RealPixels(replace(task, budget=Budget(100, disk, tmp_path)), task.options)
+    assert isinstance(wanted._kept[0], torch.Tensor) and isinstance(beyond._kept[0], Packed if disk else Decoding)
+    assert beyond.channels == wanted.channels and all(map(torch.equal, beyond.statistics, wanted.statistics))
+    for label in range(3):
+        one, other = (reals.draw(label, 8, torch.Generator().manual_seed(label)) for reals in (beyond, wanted))
+        assert torch.equal(one, other)
+
+
+def test_experts_learn_the_same_from_images_in_a_file(coloured, tmp_path):
+    options = {"expert_epochs": 2, "start": 0, "ahead": 1}
+    plain, beyond = (a_run(coloured, "mtt", **options) for _ in range(2))
+    beyond.reals.task = replace(beyond.task, budget=Budget(100, 2**30, tmp_path))
+    del beyond.reals._kept
+    paths = [train_expert(run, run.options, 0, Store().checkpoint("x", {})) for run in (plain, beyond)]
+    assert torch.equal(*paths) and isinstance(beyond.reals._kept[0], Packed)
+
+
+@pytest.mark.parametrize("method", ["dm", "igd"])
+def test_a_width_that_the_network_ignores_is_refused(method):
+    with pytest.raises(DapError, match="a width does nothing in resnet18. Leave it out, or take a network that has one: convnet1"):
+        find(method).parse({"network": "resnet18", "width": 16}, method)
+    assert find(method).parse({"network": "resnet18", "width": 128}, method).network == "resnet18"
 
 
 @pytest.mark.parametrize("method", ["dm", "dsa"])

@@ -11,6 +11,7 @@ from torch import Tensor
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.base.seeding import seed_of
+from dap.data.real.names import some
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.looks import CONSTANT, advice_for, check_of, doubts
 from dap.methods.base import Made, Task, Unit
@@ -50,7 +51,12 @@ def _reals(task: Task, label: int) -> Tensor | None:
 
 
 def told_doubts(made: DistilledSet) -> str:
-    """A sentence on the images whose record says `doubt`, with class and slot; "" where there is none."""
+    """Sentences on the images whose record says `doubt`, and on images of a class that are the same, with class and slot; "" where
+    there is none."""
+    return " ".join(filter(None, [_nothings(made), _twins(made)]))
+
+
+def _nothings(made: DistilledSet) -> str:
     found = [record for record in made.records if record.get("doubt")]
     if not found:
         return ""
@@ -59,6 +65,21 @@ def told_doubts(made: DistilledSet) -> str:
     return (
         f"Warning: {len(found)} of {len(made)} images are probably no images of anything ({first}{more}). "
         f"Look at them before you use them. What may help: {advice_for(made.recipe)}."
+    )
+
+
+def _twins(made: DistilledSet) -> str:
+    alike = dict[tuple[str, str], list[int]]()
+    for record in made.records:
+        alike.setdefault((record["class_name"], record["sha256"]), []).append(record["slot"])
+    found = [(name, slots) for (name, _), slots in alike.items() if len(slots) > 1]
+    if not found:
+        return ""
+    first = [f"{shown(name)!r}, slots {some(map(str, sorted(slots)), 5)}" for name, slots in found[:3]]
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return (
+        f"Warning: {sum(len(slots) for _, slots in found)} of {len(made)} images are the same as another one of their class "
+        f"({'; '.join(first)}{more}). The real images of the class may be duplicates: remove these, or take a smaller --ipc."
     )
 
 

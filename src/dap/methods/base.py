@@ -20,7 +20,7 @@ from dap.base.parsing import counted
 from dap.base.registry import Recorded
 from dap.base.store import Store
 from dap.data.real.sources import Source
-from dap.data.real.stored.budget import Budget
+from dap.data.real.stored.budget import Budget, budget_of
 from dap.evaluation.training.labels import ClassifierLike
 from dap.guidance.base import Guidance
 from dap.recipe import explain
@@ -118,6 +118,13 @@ class Task:
     tell: Callable[[str, int, int], object] = lambda what, done, total: None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     budget: Budget | None = None
+
+    @property
+    def allowed(self) -> Budget:
+        """The budget; where the task has none, what is free."""
+        if self.budget is not None:
+            return self.budget
+        return Budget() if self.store.folder is None else budget_of(self.store.folder)
 
     @property
     def backbone(self) -> Backbone:

@@ -18,7 +18,7 @@ from dap.data.real.sources import EMBEDDED, Source
 from dap.evaluation.measures.embedding import embedding, over_frames
 from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.suiting import suited_size, suited_values
-from dap.evaluation.training.networks import check_name
+from dap.evaluation.training.networks import check_name, check_width
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.recipe import Data
 from dap.verbs.labelling.by_backbone import BackboneLabeller, is_backbone
@@ -142,6 +142,8 @@ def judging_plan(judging: Judging, machine: Machine, workshop: Workshop | None =
     )
     for network in plan.all_networks:
         check_name(network)
+    if "width" in judging.changes:
+        check_width(plan.all_networks)
     return plan
 
 

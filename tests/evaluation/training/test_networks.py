@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dap.base.errors import DapError
-from dap.evaluation.training.networks import InstanceNorm, Network, build, n_parameters
+from dap.evaluation.training.networks import KNOWN, WIDE, InstanceNorm, Network, build, check_width, n_parameters
 
 
 @pytest.mark.parametrize(
@@ -182,3 +182,17 @@ def test_features_do_not_depend_on_the_other_images_of_the_batch():
     network = build("convnet3", classes=3, size=32, width=8)
     images = torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(network(images)[1:2], network(images[1:2]))
+
+
+def test_the_networks_that_have_a_width_are_known_and_a_width_of_others_is_refused():
+    for name in KNOWN:
+        clips = name in ("convnet3d", "small_convnet3d", "r3d18")
+        of = {"channels": 48, "size": 64} if clips else {"channels": 3, "size": 256}
+        with torch.device("meta"):
+            found = {n_parameters(build(name, classes=3, width=width, **of)) for width in (8, 16)}
+        assert (len(found) == 2) == (name in WIDE), name
+    for names in (["resnet18"], ["timm:x", "resnetap10"]):
+        with pytest.raises(DapError, match=f"A width does nothing in {', '.join(names)}. Leave it out, or .* convnet1, convnet2"):
+            check_width(names)
+    for names in (["resnet18", "convnet3"], ["mine.py:Network"]):
+        check_width(names)

@@ -27,6 +27,7 @@ from dap.base.errors import DapError, NotFinite
 from dap.base.seeding import seed_of
 from dap.methods import base
 from dap.methods.base import Task
+from dap.methods.diffusion.latents import duplicates_told
 from dap.methods.diffusion.vanilla import Vanilla
 from dap.solvers import Solver
 
@@ -134,7 +135,9 @@ class D3HR(Vanilla):
             condition = backbone.condition([name] * len(indices))
             found.append(invert(model, latents, condition, run, index, options.refine).cpu())
             task.tell(f"inverting {name}", start + len(indices), len(drawn))
-        std, mean = torch.std_mean(torch.cat(found).double(), dim=0)
+        points = torch.cat(found)
+        with duplicates_told(points.flatten(1), 2, name, "that a spread needs, so all its images begin at the same latents"):
+            std, mean = torch.std_mean(points.double(), dim=0)
         return {"mean": mean.float(), "std": std.float()}
 
 

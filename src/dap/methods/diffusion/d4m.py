@@ -13,7 +13,7 @@ from dap import sampling
 from dap.base.seeding import seed_of
 from dap.methods import base
 from dap.methods.base import Made, Task, Unit
-from dap.methods.diffusion.latents import check_reals, class_latents
+from dap.methods.diffusion.latents import check_reals, class_latents, duplicates_told
 from dap.methods.diffusion.vanilla import Vanilla
 
 
@@ -77,8 +77,9 @@ class D4m(Vanilla):
         """(ipc, C, *spatial): the centres of mini-batch k-means of the class's latents."""
         _, latents = class_latents(task, name, task.options.reals)
         seed = seed_of(task.recipe.seed, name, "k-means") % 2**32
-        ipc = task.recipe.ipc
-        return one_pass(latents.flatten(1), ipc, task.options.expand * ipc, seed).view(-1, *latents.shape[1:])
+        ipc, points = task.recipe.ipc, latents.flatten(1)
+        with duplicates_told(points, ipc, name):
+            return one_pass(points, ipc, task.options.expand * ipc, seed).view(-1, *latents.shape[1:])
 
 
 def one_pass(points: Float[Tensor, "n d"], k: int, batch: int, seed: int) -> Float[Tensor, "k d"]:

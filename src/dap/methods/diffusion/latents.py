@@ -96,21 +96,27 @@ def class_latents(
 
 
 @contextmanager
-def duplicates_told(points: Float[Tensor, "n d"], k: int, name: str) -> Iterator[None]:
+def duplicates_told(
+    points: Float[Tensor, "n d"],
+    k: int,
+    name: str,
+    why: str = "centres that are asked for, so some centres are the same",
+) -> Iterator[None]:
     """Say, once a call, that fewer points than k differ, and keep scikit-learn's own warning of it away while the block runs.
 
     Args:
-        points: what k-means clusters.
-        k: how many centres are asked for.
+        points: the latents of real images, one a row.
+        k: how many different ones are needed.
         name: the class; "" for none.
+        why: what needs them, and what follows.
     """
     from sklearn.exceptions import ConvergenceWarning
 
     if (distinct := len(points.unique(dim=0))) < k:
         of = f" of class {name!r}" if name else ""
         log.warning(
-            f"Of {counted(len(points), 'real image')}{of} only {distinct} differ, fewer than the {k} centres that are asked "
-            "for, so some centres are the same. Remove the duplicates, or take a smaller --ipc."
+            f"Of {counted(len(points), 'real image')}{of} only {distinct} differ{'s' * (distinct == 1)}, fewer than the "
+            f"{k} {why}. Remove the duplicates, or take a smaller --ipc."
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

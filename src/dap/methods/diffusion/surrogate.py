@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
-from dap.data.real.stored.budget import Budget, budget_of
 from dap.data.real.stored.gathering import gathered
 from dap.data.real.stored.streams import Stored
 from dap.evaluation.training.batches import Images, gpu_room, rows_of, slice_size
 from dap.evaluation.training.fitting import Training, new_network, run_with_checkpoint, seeded
+from dap.evaluation.training.networks import check_width
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.evaluation.training.transforms import run, split
 from dap.guidance.influence import Compared, Moment, Through, flat_gradient
@@ -99,6 +99,12 @@ class IgdOptions(Options, frozen=True):
         default=0, ge=0, description="Seed of the surrogate's training; sets of all run seeds share one surrogate."
     )
 
+    @model_validator(mode="after")
+    def _wide(self) -> Self:
+        if self.width != type(self).model_fields["width"].default:
+            check_width([self.network])
+        return self
+
 
 class Surrogate:
     """States of a network during its training on the real images, and the mean gradient of each class in each state.
@@ -175,7 +181,7 @@ class Surrogate:
     def _train(self) -> dict[str, Tensor]:
         store, seed, epochs = self.task.store, self.options.surrogate_seed, self.options.epochs
         images, labels, starts = self._all_reals(self.options.images)
-        fixed, budget = split(self.protocol.train_steps)[0], self._budget()
+        fixed, budget = split(self.protocol.train_steps)[0], self.task.allowed
         train = Images((images, labels), fixed, self.device, keep=budget.memory // 4, room=gpu_room(self.device))
         training = Training(train, self.protocol, seed, network=self.protocol.network, channels=3, classes=self.classes)
         notes: dict[str, Any] = {"epochs": [0], "kept": [_copied(training.net)]}
@@ -237,12 +243,6 @@ class Surrogate:
         logits = network(seen.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), torch.full((len(seen),), label, device=seen.device))
 
-    def _budget(self) -> Budget:
-        if self.task.budget is not None:
-            return self.task.budget
-        folder = self.task.store.folder
-        return Budget() if folder is None else budget_of(folder)
-
     def _all_reals(self, n: int) -> tuple[Stored, Tensor, list[int]]:
         """The images of `_reals` of all classes, which need not fit into memory, their labels, and where each class begins."""
         places = [(label, index) for label in range(self.classes) for index in self._drawn(label, n)]
@@ -253,7 +253,7 @@ class Surrogate:
         def read(row: int) -> Tensor:
             return self.source.decoded(*places[row])
 
-        found = gathered(read, len(places), self.source.size, self._budget(), broken=broken)
+        found = gathered(read, len(places), self.source.size, self.task.allowed, broken=broken)
         labels = torch.tensor([places[row][0] for row in found.rows.tolist()])
         counts = labels.bincount(minlength=self.classes).tolist()
         for label, left in enumerate(counts):

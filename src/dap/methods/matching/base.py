@@ -11,22 +11,29 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from itertools import accumulate
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Generator, Tensor
 
 from dap.base.errors import DapError
 from dap.base.parsing import counted
 from dap.base.seeding import seed_of
+from dap.data.real.stored.gathering import stored
+from dap.data.real.stored.streams import Stored
 from dap.evaluation.training.augment import Operation
 from dap.evaluation.training.fitting import seeded
-from dap.evaluation.training.networks import Network, build
+from dap.evaluation.training.networks import Network, build, check_width
 from dap.evaluation.training.networks.layers import Norm
 from dap.methods import base
 from dap.methods.base import Made, Method, Task, Unit
 from dap.methods.selection.features import check_decoded
+
+
+PART = 1024
+"""How many real images are looked at together for colour."""
 
 
 class MatchingOptions(base.Options, frozen=True):
@@ -58,6 +65,12 @@ class MatchingOptions(base.Options, frozen=True):
         description="When pixels are brought back into the range of an image: after every step, or when they are stored.",
     )
 
+    @model_validator(mode="after")
+    def _wide(self) -> Self:
+        if self.width != type(self).model_fields["width"].default:
+            check_width([self.network])
+        return self
+
     @model_serializer(mode="wrap")
     def _said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # The default of `clamp` is left out, so that older sets, begun before this option existed, keep their recipe.
@@ -67,7 +80,7 @@ class MatchingOptions(base.Options, frozen=True):
 
 @dataclass
 class RealPixels:
-    """The real images of all classes in memory. Grey images have one channel.
+    """The decodable real images of all classes, which need not fit into memory. Grey images have one channel.
 
     Args:
         task: the task, whose source is read.
@@ -78,40 +91,47 @@ class RealPixels:
     options: MatchingOptions
 
     @cached_property
-    def classes(self) -> list[Tensor]:
-        """For each label all decodable images, uint8 (n, c, h, w). c is 1 if the images of all classes are grey, or 3.
+    def _kept(self) -> tuple[Stored, list[int], int]:
+        """The images of all classes, uint8 (n, c, h, w), where each class begins, and the number of channels that count: 1 if the
+        images of all classes are grey, or 3.
 
         Raises:
-            DapError: a class has too few decodable images to begin from, or an error of `Source.readable`.
+            DapError: a class has too few decodable images to begin from, or an error of `stored`.
         """
-        source, found = self.task.source, []
-        for label in range(len(source.class_names)):
-            parts = []
-            for start in range(0, source.count(label), 1024):
-                indices = range(start, min(start + 1024, source.count(label)))
-                _, images = source.readable(label, list(indices))
-                # The mean of three equal channels is each of them.
-                images = images.mean(1, keepdim=True) if self.options.grey == "yes" else images
-                parts.append((images * 255).round().byte())
-            images = torch.cat(parts)
-            check_decoded(source, label, len(images), self.task.recipe.ipc if self.options.init == "real" else 1)
-            if self.options.grey == "auto" and (images == images[:, :1]).all():
-                images = images[:, :1].clone()
-            found.append(images)
-        channels = max(images.shape[1] for images in found)
-        return [images.expand(-1, channels, -1, -1) for images in found]
+        source, grey = self.task.source, self.options.grey
+        images, labels, _ = stored(source, self.task.allowed, grey=grey == "yes")
+        counts = labels.bincount(minlength=len(source.class_names)).tolist()
+        for label, count in enumerate(counts):
+            check_decoded(source, label, count, self.task.recipe.ipc if self.options.init == "real" else 1)
+        channels = images.shape[1]
+        parts = images.split(PART)  # pyright: ignore[reportCallIssue]
+        if grey == "auto" and all((part == part[:, :1]).all() for part in parts):
+            channels = 1
+            images = images[:, :1].clone() if isinstance(images, Tensor) else images
+        return images, list(accumulate(counts, initial=0)), channels
 
     @property
     def channels(self) -> int:
         """1 for grey images, else 3."""
-        return self.classes[0].shape[1]
+        return self._kept[2]
+
+    def rows(self, label: int) -> Tensor:
+        """The places of the images of a class among those of all classes."""
+        starts = self._kept[1]
+        return torch.arange(starts[label], starts[label + 1])
+
+    def taken(self, rows: Tensor) -> Tensor:
+        """Images (m, c, h, w), uint8, by their places among those of all classes."""
+        images, _, channels = self._kept
+        found = images[rows] if isinstance(images, Tensor) else images.take(rows)
+        return found[:, :channels]
 
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the pixels of each channel, (1, c, 1, 1). Every class has the same weight."""
         moments = []
-        for images in self.classes:  # one class at a time, because floats take four times the memory
-            pixels = images.float().div_(255)
+        for label in range(len(self.task.source.class_names)):  # one by one, because floats take four times the memory
+            pixels = self.taken(self.rows(label)).float().div_(255)
             moments.append((pixels.mean((0, 2, 3)), pixels.square_().mean((0, 2, 3))))
         mean, square = (torch.stack(parts).mean(0) for parts in zip(*moments, strict=True))
         std = (square - mean.square()).clamp_min(1e-8).sqrt()
@@ -127,9 +147,9 @@ class RealPixels:
         Returns:
             (n, c, h, w), normalised, on the task's device.
         """
-        images = self.classes[label]
-        chosen = torch.randperm(len(images), generator=generator)[:n]
-        return self.normalise(images[chosen].to(self.task.device).float() / 255)
+        rows = self.rows(label)
+        images = self.taken(rows[torch.randperm(len(rows), generator=generator)[:n]])
+        return self.normalise(images.to(self.task.device).float() / 255)
 
 
 class Matching(Method):

@@ -186,16 +186,16 @@ def train_expert(run: Run, options: MttOptions, k: int, checkpoint: Checkpoint) 
     seed = seed_of(options.expert_seed, "expert", k)
     drawn, labels = [], []
     for label, name in enumerate(run.task.source.class_names):
-        images = run.reals.classes[label]
+        rows = run.reals.rows(label)
         generator = torch.Generator().manual_seed(seed_of(seed, "images", name))
-        mine = images[torch.randperm(len(images), generator=generator)[: options.expert_images]]
+        mine = rows[torch.randperm(len(rows), generator=generator)[: options.expert_images]]
         drawn.append(mine)
         labels += [label] * len(mine)
-    images, targets = torch.cat(drawn), torch.tensor(labels)
+    rows, targets = torch.cat(drawn), torch.tensor(labels)
     with seeded(seed, torch.device("cpu")):
         network = build(
             options.network,
-            channels=images.shape[1],
+            channels=run.reals.channels,
             classes=run.n_classes,
             size=run.task.source.size,
             norm=options.norm,
@@ -209,8 +209,8 @@ def train_expert(run: Run, options: MttOptions, k: int, checkpoint: Checkpoint) 
         load_flat(network, path[-1])
     for epoch in range(len(path) - 1, options.expert_epochs):
         generator = torch.Generator().manual_seed(seed_of(seed, "epoch", epoch))
-        for chosen in torch.randperm(len(images), generator=generator).split(256):
-            batch = run.reals.normalise(images[chosen].to(run.device).float() / 255)
+        for chosen in torch.randperm(len(rows), generator=generator).split(256):
+            batch = run.reals.normalise(run.reals.taken(rows[chosen]).to(run.device).float() / 255)
             batch = dsa(batch, generator, options.augment) if options.augment else batch
             optimiser.zero_grad()
             logits = network(batch.contiguous(memory_format=torch.channels_last))

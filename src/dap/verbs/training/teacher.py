@@ -21,7 +21,7 @@ from dap.engines.ranks import device_for, rank_of
 from dap.evaluation.suiting import suited_size, suited_values
 from dap.evaluation.training.in_step import Group, joined
 from dap.evaluation.training.loading import save_classifier
-from dap.evaluation.training.networks import check_name
+from dap.evaluation.training.networks import check_name, check_width
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.trained import train_classifier
 from dap.evaluation.training.trials import Trial
@@ -69,6 +69,8 @@ def opened(
     """
     chosen = open_protocol(protocol, epochs, changes, network=network)
     check_name(chosen.network)  # before the data are looked through
+    if "width" in (changes or {}):
+        check_width([chosen.network])
     workshop = open_workshop(machine, watcher=watcher)
     if isinstance(data, tuple):
         train, test = data

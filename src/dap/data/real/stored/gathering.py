@@ -109,16 +109,19 @@ def gathered(
         return Gathered(images, rows, whole)
 
 
-def stored(source: Source, budget: Budget, *, exact: bool = False, **how: Any) -> tuple[Stored, Tensor, bool]:
+def stored(
+    source: Source, budget: Budget, *, exact: bool = False, grey: bool = False, **how: Any
+) -> tuple[Stored, Tensor, bool]:
     """The images and labels of a source as `Source.tensors` gives them, kept as the budget allows.
 
     Args:
         source: the images.
         budget, exact: see `gathered`.
+        grey: keep one channel, the mean of the colours.
         how: further arguments of `gathered`.
 
     Returns:
-        The images (n, 3, size, size), the labels (n,), and `Gathered.whole`. Clips are images of 3 · frames channels, first all
+        The images (n, 3, size, size), grey ones (n, 1, size, size), the labels (n,), and `Gathered.whole`. Clips are images of 3 · frames channels, first all
         frames of a colour, then those of the next.
 
     Raises:
@@ -131,14 +134,18 @@ def stored(source: Source, budget: Budget, *, exact: bool = False, **how: Any) -
         label = bisect_right(starts, row) - 1
         return label, row - starts[label]
 
+    def read(row: int) -> Tensor:
+        image = source.decoded(*place(row))
+        return image.mean(0, keepdim=True) if grey else folded(image)
+
     found = gathered(
-        lambda row: folded(source.decoded(*place(row))),
+        read,
         starts[-1],
         source.size,
         budget,
         exact=exact,
         broken=lambda row, reason: source.met(*place(row), reason, planned=starts[-1]),
-        channels=3 * (source.frames or 1),
+        channels=1 if grey else 3 * (source.frames or 1),
         **how,
     )
     labels = torch.searchsorted(torch.tensor(starts[1:]), found.rows, right=True)

@@ -13,7 +13,7 @@ of torchvision. There "instance" normalisation means GroupNorm with one channel 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import get_args
 
@@ -38,6 +38,7 @@ __all__ = [
     "build",
     "check_name",
     "check_shapes",
+    "check_width",
     "convnet",
     "n_parameters",
     "resnetap10",
@@ -51,6 +52,9 @@ KNOWN: dict[str, Callable[..., nn.Module]] = {
     "small_convnet3d": small_convnet3d,
     "r3d18": r3d18,
 }
+
+WIDE = frozenset({*(f"convnet{depth}" for depth in range(1, 9)), "convnet3d", "small_convnet3d"})
+"""The networks of `KNOWN` whose width can be chosen."""
 
 
 def build(
@@ -67,7 +71,7 @@ def build(
             and the positions of a transformer.
         norm: "instance", "batch" or "none" (ConvNets and ResNetAP-10 only). The choice concerns batch norms alone. A
             network without batch norms, such as Swin with its layer norms, is the same for instance and batch.
-        width: channels of a ConvNet; other networks ignore the width.
+        width: channels of a network of `WIDE`; the others of `KNOWN` and of the libraries ignore it, see `check_width`.
 
     Raises:
         DapError: the name or the norm is unknown, a package is missing, or the images are too small for the network.
@@ -94,6 +98,19 @@ def check_name(name: str) -> None:
         CHECKS[library](model)
     else:
         resolve(name, KNOWN, "network")
+
+
+def check_width(names: Sequence[str]) -> None:
+    """Check that a width that somebody gives does something in one of these networks.
+
+    Raises:
+        DapError: none of them has a width that can be chosen.
+    """
+    if all(name in KNOWN.keys() - WIDE or name.partition(":")[0] in LIBRARIES for name in names):
+        raise DapError(
+            f"A width does nothing in {', '.join(names)}. Leave it out, or take a network that has one: "
+            f"{', '.join(sorted(WIDE))}, or one of your own."
+        )
 
 
 def check_shapes(make: Callable[[], nn.Module], shapes: Mapping[str, tuple[int, ...]]) -> None:
