@@ -80,6 +80,18 @@ def test_animated_images_follow_their_times_and_lie_on_white():
     assert torch.equal(decode_clip(still, 3, 8), decode_clip(still, 1, 8).expand(-1, 3, -1, -1))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_every_frame_is_turned_upright_as_an_image_is(kind, frames):
+    seen, exif = np.random.default_rng(0).integers(0, 256, (frames, 8, 8, 3), dtype=np.uint8), Image.Exif()
+    exif[0x0112] = 6
+    data = clips.animated(seen, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    found = decode_clip(data, frames, 8)
+    assert torch.equal(found[:, 0], decode(data, 8))
+    wanted = torch.from_numpy(np.rot90(seen, -1, (1, 2)).copy()).permute(3, 0, 1, 2) / 255
+    torch.testing.assert_close(found, wanted)
+
+
 def test_frames_are_made_square_as_images_are():
     wide = np.random.default_rng(0).integers(0, 256, (2, 10, 30, 3), dtype=np.uint8)
     found = decode_clip(encode_clip(wide), 2, 8)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from dap.base.errors import DapError
-from dap.data.real.decode import decode
+from dap.data.real.decode import decode, fit_square, upright
 from dap.data.real.held import OfClasses, Part
 from dap.data.real.memory import MemorySource, by_class
 from dap.objects import Objects
@@ -153,6 +155,28 @@ def test_a_picture_is_turned_upright_as_its_file_is():
     assert torch.equal(pixels(opened), decode(file.getvalue(), 8))
     assert MemorySource({"a": [opened]}, size=8).sizes() == [(16, 24)]
     assert fingerprint(opened) != fingerprint(picture)
+
+
+def packed_grey(bits, hidden, shown):
+    """The bytes of a grey PNG of few bits whose left half has the grey that it declares transparent."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    line = sum((hidden if place < 4 else shown) << bits * (7 - place) for place in range(8)).to_bytes(bits, "big")
+    head, pixels = struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0), zlib.compress((b"\0" + line) * 8)
+    parts = (b"IHDR", head), (b"tRNS", struct.pack(">H", hidden)), (b"IDAT", pixels), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts)
+
+
+@pytest.mark.parametrize(("bits", "hidden", "shown"), [(4, 3, 5), (4, 0, 5), (2, 1, 2), (8, 3, 51), (1, 0, 1)])
+def test_transparent_grey_of_few_bits_is_white_in_memory_as_in_a_file_and_the_picture_stays(bits, hidden, shown):
+    data = packed_grey(bits, hidden, shown)
+    opened = Image.open(io.BytesIO(data))
+    for _ in range(2):
+        assert torch.equal(pixels(opened), decode(data, 8))
+        assert torch.equal(fit_square(upright(opened, data), 8, "crop"), decode(data, 8)), "as each frame of a clip is read"
+    assert opened.info["transparency"] == hidden and (decode(data, 8)[:, :, :4] == 1).all()
 
 
 def test_a_cut_picture_is_broken_and_no_trace():

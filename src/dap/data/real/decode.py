@@ -183,9 +183,9 @@ def _plain(data: bytes | Path, most: int | None = None) -> Iterator[tuple[Image.
             # Pillow's `verify` accepts JPEGs that are cut off. Only a full load shows whether an image is whole.
             image.load()
             eight_bit_rgb = content[24:26] == b"\x08\x02"  # IHDR: bit depth 8, colour type 2
-            upright = image.getexif().get(ORIENTATION, 1) == 1
-            same = image.format == "PNG" and eight_bit_rgb and upright and not image.has_transparency_data
-            yield _upright(image, content), content, same
+            unturned = image.getexif().get(ORIENTATION, 1) == 1
+            same = image.format == "PNG" and eight_bit_rgb and unturned and not image.has_transparency_data
+            yield upright(image, content), content, same
     except (MemoryError, BrokenImage):
         raise
     except Exception as error:  # a damaged file can raise nearly anything inside Pillow's parsers
@@ -241,20 +241,21 @@ def plain(picture: Image.Image) -> Image.Image:
     """
     try:
         picture.load()
-        return _upright(picture, None)
+        return upright(picture, None)
     except MemoryError:
         raise
     except Exception as error:  # a picture may be of a damaged file that was opened and not read yet
         raise BrokenImage(reason_of(error)) from error
 
 
-def _upright(image: Image.Image, content: bytes | None) -> Image.Image:
+def upright(image: Image.Image, content: bytes | None) -> Image.Image:
+    """The image as `_as_rgb` gives it, turned as the EXIF data of its file say."""
     turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
-    rgb = as_rgb(image, content)
+    rgb = _as_rgb(image, content)
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def as_rgb(image: Image.Image, content: bytes | None) -> Image.Image:
+def _as_rgb(image: Image.Image, content: bytes | None) -> Image.Image:
     """The image as 8-bit RGB or grey, or as mode F in [0, 1] where 8 bits would lose depth. `content` are the bytes of its
     file, if they are at hand."""
     facts = depth_of(image, content)
@@ -262,7 +263,9 @@ def as_rgb(image: Image.Image, content: bytes | None) -> Image.Image:
         return unit(image, facts)
     check_colours(image, facts)
     if image.format == "PNG" and image.mode == "L" and facts.file in (2, 4) and "transparency" in image.info:
-        # Pillow scales grey of 2 and 4 bits to 8 bits, but not the grey that the file declares transparent.
+        # Pillow scales grey of 2 and 4 bits to 8 bits, but not the grey that the file declares transparent. The picture is the
+        # caller's, and other frames of a clip have the same `info`, so that a copy takes the change.
+        image = image.copy()
         image.info["transparency"] *= 255 // (2**facts.file - 1)
     if image.has_transparency_data:
         page = Image.new("RGBA", image.size, "white")

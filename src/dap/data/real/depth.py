@@ -34,11 +34,20 @@ def depth_of(image: Image.Image, content: bytes | None) -> Depth:
     """What a file says about the values of its image. `content` are the bytes of the file; None: they are not at hand."""
     if image.format == "PNG" and content is not None:
         return Depth(content[24], _significant_bits(content))
+    if image.format == "PNG" and image.mode == "L" and isinstance(hidden := image.info.get("transparency"), int):
+        return Depth(_bits_of_grey(image, hidden))
     if image.format == "TIFF":
         tags: Any = getattr(image, "tag_v2", {})
         bits = tags.get(258, 8)
         return Depth(int(bits[0] if isinstance(bits, tuple) else bits), inverted=tags.get(262) == 0)
     return Depth(16 if image.mode.startswith("I;16") else 8)
+
+
+def _bits_of_grey(image: Image.Image, hidden: int) -> int:
+    """The bits of a value in the file of a grey picture of which Pillow forgets them, by its values: Pillow scales grey of 2 and 4
+    bits to 8 bits, but not the grey `hidden` that the file declares transparent."""
+    values = np.unique(np.asarray(image))
+    return next((bits for bits in (2, 4) if hidden < 2**bits and not (values % (255 // (2**bits - 1))).any()), 8)
 
 
 def unit(image: Image.Image, depth: Depth) -> Image.Image:

@@ -23,7 +23,6 @@ from dap.data.real.clips.times import check_room, middles
 from dap.data.real.decode import (
     BrokenImage,
     Fit,
-    as_rgb,
     check_fit,
     encode_png,
     fit_square,
@@ -31,6 +30,7 @@ from dap.data.real.decode import (
     opened,
     read_file,
     reason_of,
+    upright,
 )
 
 MS = 125
@@ -129,7 +129,7 @@ def _animated(content: bytes, frames: int) -> list[Image.Image]:
         found: dict[int, Image.Image] = {}
         for place in sorted(set(wanted)):
             image.seek(place)
-            found[place] = as_rgb(image, content)
+            found[place] = upright(image, content)
         return [found[place] for place in wanted]
 
 

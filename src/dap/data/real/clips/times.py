@@ -13,7 +13,7 @@ LONGEST = 20_000
 MOST_FRAMES = 4096
 """The most frames of a clip."""
 
-CLIPS = 1
+CLIPS = 2
 """The version of the rules by which a file becomes a clip. Raise it when `decode_clip` gives other pixels for the same file."""
 
 ROOM = 2**34
