@@ -56,6 +56,18 @@ def test_a_folder_of_frames_is_the_clip_of_its_frames(folders):
     assert torch.equal(long[:, ::2], long[:, 1::2]) and (long[:, 0] != long[:, 2]).any()
 
 
+def test_a_folder_without_clips_is_left_out_unless_its_clips_may_be_lost(folders, tmp_path):
+    for name in NAMES:
+        (tmp_path / name).symlink_to(folders / "train" / name)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "list.txt").write_text("x")
+    source = open_source(tmp_path, size=8, frames=FRAMES)
+    assert list(source.class_names) == NAMES and "left out: docs/, which holds no clip" in source.notes
+    Image.new("RGB", (8, 8)).save(tmp_path / "docs" / "one.jpg")
+    with pytest.raises(DapError, match="no images in docs"):
+        open_source(tmp_path, size=8, frames=FRAMES)
+
+
 def test_frames_are_in_the_order_of_their_numbers(tmp_path):
     for name in ("9.jpg", "10.jpg", "a2b10.png", "a2b9.png", "2.JPG", "notes.txt", ".hidden.png"):
         (tmp_path / name).write_bytes(b"")

@@ -175,7 +175,9 @@ def test_transparent_grey_of_few_bits_is_white_in_memory_as_in_a_file_and_the_pi
     opened = Image.open(io.BytesIO(data))
     for _ in range(2):
         assert torch.equal(pixels(opened), decode(data, 8))
-        assert torch.equal(fit_square(upright(opened, data), 8, "crop"), decode(data, 8)), "as each frame of a clip is read"
+        assert torch.equal(fit_square(upright(opened, data), 8, "crop"), decode(data, 8)), (
+            "as each frame of a clip is read"
+        )
     assert opened.info["transparency"] == hidden and (decode(data, 8)[:, :, :4] == 1).all()
 
 

@@ -220,6 +220,39 @@ def test_case_a10_and_a10b_litter_is_ignored(tmp_path: Path) -> None:
     assert "left out: 2 files that are no images (.txt 1, .heic 1), 2 hidden" in told
 
 
+def test_a_folder_of_other_files_is_no_class_and_is_told(tmp_path: Path) -> None:
+    pair(tmp_path)
+    (tmp_path / "annotations" / "xmls").mkdir(parents=True)
+    (tmp_path / "annotations" / "xmls" / "im000.xml").write_text("<a/>")
+    source = opened(tmp_path)
+    assert source.class_names == ("cat", "dog")
+    assert source.notes == ("left out: annotations/, which holds no image",)
+    with pytest.raises(DapError, match="no images in annotations of"):
+        opened(tmp_path, classes=["annotations", "cat"])
+    (tmp_path / "annotations" / "xmls" / "im000.heic").write_bytes(b"\0")
+    with pytest.raises(DapError, match="no images in annotations of"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(("full", "bare"), [("train", "test"), ("test", "train")])
+def test_a_folder_without_images_whose_twin_in_the_other_split_has_some_stops(
+    full: str, bare: str, tmp_path: Path
+) -> None:
+    for split, start in (("train", 0), ("test", 50)):
+        pair(tmp_path / split, start)
+    put(tmp_path / full / "eel")
+    (tmp_path / bare / "eel").mkdir()
+    (tmp_path / bare / "eel" / "list.txt").write_text("lost")
+    assert opened(tmp_path, full).class_names == ("cat", "dog", "eel")
+    with pytest.raises(DapError, match=f"no images in eel of {tmp_path.name}; add some"):
+        opened(tmp_path, bare)
+    chosen = {full: "a", bare: "b"}
+    for split, place in chosen.items():
+        (tmp_path / split).rename(tmp_path / place)
+    with pytest.raises(DapError, match="no images in eel"):
+        opened(tmp_path, bare, chosen=chosen)
+
+
 def test_case_a11_an_empty_class_stops(tmp_path: Path) -> None:
     pair(tmp_path)
     (tmp_path / "eel").mkdir()

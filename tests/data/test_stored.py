@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -104,6 +105,15 @@ def test_an_image_that_goes_while_it_is_streamed_is_named(folder, tmp_path):
     images.file.truncate(1000)
     with pytest.raises(DapError, match="was cut while it was read"):
         list(images.split(5))
+
+
+def test_rows_come_whole_however_little_the_system_reads_at_once(tmp_path, monkeypatch):
+    """Linux reads no more than 2 GiB at once."""
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    kept = gathered(lambda row: images[row] / 255, 5, 8, Budget(1, 2**20, tmp_path), keep="disk").images
+    really = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, places, at: really(file, [places[0][:100]], at))
+    assert torch.equal(kept.take(slice(0, 5)), images)
 
 
 def test_processes_that_decode_say_each_warning_once(tmp_path, caplog):

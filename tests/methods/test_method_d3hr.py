@@ -186,9 +186,13 @@ def test_a_class_of_one_image_many_times_is_told_and_so_is_the_set(colours, pipe
     for file in (mine / "train" / "green").iterdir():
         shutil.copy(mine / "train" / "red" / "0.png", file)
     made = distill(recipe(mine, pipeline_folder, steps=2, candidates=2, ipc=2), tmp_path / "a")
-    assert "of class 'green' only 1 differs, fewer than the 2 that a spread needs, so all its images begin" in caplog.text
+    assert (
+        "of class 'green' only 1 differs, fewer than the 2 that a spread needs, so all its images begin" in caplog.text
+    )
     assert len({record["sha256"] for record in made.records if record["class_name"] == "green"}) == 1
-    assert "2 of 6 images are the same as another one of their class ('green', slots 0, 1). The real images" in caplog.text
+    assert (
+        "2 of 6 images are the same as another one of their class ('green', slots 0, 1). The real images" in caplog.text
+    )
 
 
 def test_what_cannot_be_fitted_is_said_before_any_work(colours, pipeline_folder, tmp_path):

@@ -93,7 +93,9 @@ def test_one_prototype_is_the_mean_of_all_latents(shop):
 
 def test_prototypes_of_duplicates_are_told(shop, monkeypatch, caplog):
     _, task = shop.task(recipe(reals=30, ipc=3))
-    monkeypatch.setattr("dap.methods.diffusion.d4m.class_latents", lambda *a: ([], torch.eye(2).repeat(4, 1)[:, :, None]))
+    monkeypatch.setattr(
+        "dap.methods.diffusion.d4m.class_latents", lambda *a: ([], torch.eye(2).repeat(4, 1)[:, :, None])
+    )
     D4m().prototypes(task, "Bag")
     assert "Of 8 real images of class 'Bag' only 2 differ, fewer than the 3 centres" in caplog.text
 

@@ -264,7 +264,9 @@ def test_experts_learn_the_same_from_images_in_a_file(coloured, tmp_path):
 
 @pytest.mark.parametrize("method", ["dm", "igd"])
 def test_a_width_that_the_network_ignores_is_refused(method):
-    with pytest.raises(DapError, match="a width does nothing in resnet18. Leave it out, or take a network that has one: convnet1"):
+    with pytest.raises(
+        DapError, match="a width does nothing in resnet18. Leave it out, or take a network that has one: convnet1"
+    ):
         find(method).parse({"network": "resnet18", "width": 16}, method)
     assert find(method).parse({"network": "resnet18", "width": 128}, method).network == "resnet18"
 

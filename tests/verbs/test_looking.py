@@ -77,8 +77,9 @@ def test_images_of_one_colour_are_said(varied, tmp_path):
     watcher = Says()
     made = distill(out=tmp_path / "s", method=Grey(), watcher=watcher, **asked(varied, size=8))
     assert [record["doubt"] for record in made.records] == [CONSTANT] * 4 and "constant" in watcher.said[0]
-    assert "Warning: 4 of 4 images are the same as another one of their class ('a', slots 0, 1; 'b', slots 0, 1). The real images" in (
-        watcher.said[0]
+    assert (
+        "Warning: 4 of 4 images are the same as another one of their class ('a', slots 0, 1; 'b', slots 0, 1). The real images"
+        in (watcher.said[0])
     )
 
 

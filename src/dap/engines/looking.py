@@ -51,7 +51,7 @@ def _reals(task: Task, label: int) -> Tensor | None:
 
 
 def told_doubts(made: DistilledSet) -> str:
-    """Sentences on the images whose record says `doubt`, and on images of a class that are the same, with class and slot; "" where
+    """Sentences on the images whose record says `doubt`, and on those of a class that are the same, with class and slot; "" where
     there is none."""
     return " ".join(filter(None, [_nothings(made), _twins(made)]))
 

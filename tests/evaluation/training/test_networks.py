@@ -192,7 +192,9 @@ def test_the_networks_that_have_a_width_are_known_and_a_width_of_others_is_refus
             found = {n_parameters(build(name, classes=3, width=width, **of)) for width in (8, 16)}
         assert (len(found) == 2) == (name in WIDE), name
     for names in (["resnet18"], ["timm:x", "resnetap10"]):
-        with pytest.raises(DapError, match=f"A width does nothing in {', '.join(names)}. Leave it out, or .* convnet1, convnet2"):
+        with pytest.raises(
+            DapError, match=f"A width does nothing in {', '.join(names)}. Leave it out, or .* convnet1, convnet2"
+        ):
             check_width(names)
     for names in (["resnet18", "convnet3"], ["mine.py:Network"]):
         check_width(names)

@@ -44,8 +44,8 @@ def depth_of(image: Image.Image, content: bytes | None) -> Depth:
 
 
 def _bits_of_grey(image: Image.Image, hidden: int) -> int:
-    """The bits of a value in the file of a grey picture of which Pillow forgets them, by its values: Pillow scales grey of 2 and 4
-    bits to 8 bits, but not the grey `hidden` that the file declares transparent."""
+    """The bits of a value in the file of a grey picture, by its values where the file is not at hand: Pillow scales grey of 2 and
+    4 bits to 8 bits, but not the grey `hidden` that the file declares transparent."""
     values = np.unique(np.asarray(image))
     return next((bits for bits in (2, 4) if hidden < 2**bits and not (values % (255 // (2**bits - 1))).any()), 8)
 

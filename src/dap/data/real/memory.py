@@ -168,13 +168,16 @@ def by_class(images: Any, wanted: Iterable[str] | None = None) -> dict[str, Any]
 
 def _of_row(row: Mapping[str, Any]) -> tuple[Any, Any]:
     """The image and the label of a row, from the columns in which parquet files have them."""
-    found = {what: next((name for name in USUAL[what] if name in row), None) for what in ("image", "label")}
-    if missing := [what for what, name in found.items() if name is None]:
-        raise DapError(
-            f"The rows of the images in memory have no column of {missing[0]}s among {some(map(str, row), 8)}. Call it "
-            f"{missing[0]!r}, as with rename_column of datasets."
-        )
-    return row[found["image"]], row[found["label"]]
+    found: list[Any] = []
+    for what in ("image", "label"):
+        column = next((name for name in USUAL[what] if name in row), None)
+        if column is None:
+            raise DapError(
+                f"The rows of the images in memory have no column of {what}s among {some(map(str, row), 8)}. Call it {what!r}, as "
+                "with rename_column of datasets."
+            )
+        found.append(row[column])
+    return found[0], found[1]
 
 
 def names_of(images: Any) -> list[str] | None:

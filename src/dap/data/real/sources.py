@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, final
@@ -27,7 +27,8 @@ from dap.data.real.clips.finding import locate_clips
 from dap.data.real.clips.source import ClipSource
 from dap.data.real.decode import Fit, check_fit, fit_square
 from dap.data.real.finding.doubts import check_outside
-from dap.data.real.finding.listed import FileSource
+from dap.data.real.finding.facts import classes_of
+from dap.data.real.finding.listed import FileSource, filled
 from dap.data.real.finding.made import real_classes
 from dap.data.real.finding.splits import Split, split_of
 from dap.data.real.finding.tables import Table
@@ -102,7 +103,15 @@ def open_source(
         except DapError:
             continue  # it is told where that split is opened
         check_outside({split: layout, other: beside}, wanted)
-    source = _of(layout, split, options) if frames is None else _of_clips(layout, frames, options)
+
+    def elsewhere() -> set[str]:
+        try:
+            return classes_of(find(path, "test" if split == "train" else "train", chosen), frames is not None)
+        except DapError:
+            return set()
+
+    more = {**options, **({"elsewhere": elsewhere} if layout.kind == "folders" else {})}
+    source = _of(layout, split, more) if frames is None else _of_clips(layout, frames, more)
     source.notes, source.place = (*layout.notes, *source.notes), (*layout.place, frames)
     source.root = layout.root.resolve()
     places = {name: str(place) for name, place in (chosen or {}).items() if name in ("train", "test")}
@@ -149,6 +158,7 @@ class FolderSource(FileSource):
 
     Args:
         inner: the split whose folders inside each class folder are read, as cat/train; None: each class folder as a whole.
+        elsewhere: gives the classes of which the other split holds images, see `filled`.
     """
 
     def __init__(
@@ -161,24 +171,27 @@ class FolderSource(FileSource):
         name: str | None = None,
         max_bad_fraction: float = 0.01,
         inner: Split | None = None,
+        elsewhere: Callable[[], set[str]] = set,
     ) -> None:
         known = class_folders(root)
         if not known:
             raise DapError(f"{shown(root)} holds no class folders; accepted are {LAYOUTS}")
         names, folders = real_classes(root, known, classes)
-        left = Left()
-        files = [_inside(root, folder, inner, left) for folder in folders]
+        found = [_inside(root, folder, inner) for folder in folders]
+        names, files, left, out = filled(names, found, (lambda: set(names)) if classes else elsewhere)
         how = {"size": size, "fit": fit, "max_bad_fraction": max_bad_fraction}
         super().__init__(name or root.name, names, root, files, **how)
-        self.notes = tuple(filter(None, [left.told()]))
+        self.notes = tuple(filter(None, [out, left.told()]))
 
 
-def _inside(root: Path, folder: str, inner: Split | None, left: Left) -> list[str]:
-    """The images of a class folder, or of those folders in it that are the split `inner`, relative to `root`."""
+def _inside(root: Path, folder: str, inner: Split | None) -> tuple[list[str], Left]:
+    """The images of a class folder, or of those folders in it that are the split `inner`, relative to `root`, and what is left
+    out."""
+    left = Left()
     if inner is None:
-        return image_files(root / folder, left)
+        return image_files(root / folder, left), left
     parts = [name for name in class_folders(root / folder) if split_of(name) == inner]
-    return sorted(f"{folder}/{file}" for name in parts for file in image_files(root / folder / name, left))
+    return sorted(f"{folder}/{file}" for name in parts for file in image_files(root / folder / name, left)), left
 
 
 @final

@@ -50,6 +50,12 @@ FILMS = {"mp4": (".mp4", ".m4v", ".mov"), "matroska": (".mkv", ".webm"), "avi": 
 CLIP_SUFFIXES = frozenset({*(end for ends in FILMS.values() for end in ends), ".gif", ".png", ".apng", ".webp"})
 """The endings of files that are read as clips, in lower case. The content decides how a file is read, not its ending."""
 
+_OTHER_IMAGES, _MEDICAL = (".heic", ".heif", ".jxl", ".svg"), (".dcm", ".nii")
+_FILMS = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm")
+
+UNREAD = frozenset({*_OTHER_IMAGES, *_MEDICAL, *_FILMS})
+"""The endings of files with pictures that are not read as images. A folder that holds some may be a class all the same."""
+
 CONTAINERS = (
     ((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), "a compressed archive", "unpack it, and give the folder"),
     ((".zip", ".7z", ".rar"), "an archive", "unpack it, and give the folder"),
@@ -70,9 +76,9 @@ CONTAINERS = (
     ((".pt", ".pth", ".safetensors"), "a file of tensors", "make a set of it with dap import"),
     ((".tar",), "an archive", "make a set of it with dap import, or unpack it and give the folder"),
     ((".gz", ".bz2", ".xz", ".zst"), "a compressed file", "unpack it, and give the folder"),
-    ((".heic", ".heif", ".jxl", ".svg"), "an image in a format that is not read", "save it as PNG or JPEG"),
-    ((".dcm", ".nii"), "a medical image", "save its slices as PNG"),
-    ((".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm"), "a film", "save its frames as PNG or JPEG"),
+    (_OTHER_IMAGES, "an image in a format that is not read", "save it as PNG or JPEG"),
+    (_MEDICAL, "a medical image", "save its slices as PNG"),
+    (_FILMS, "a film", "save its frames as PNG or JPEG"),
 )
 """Files of images that are not read as they are: their endings, what they are, and the way out for `dap import`."""
 

@@ -136,7 +136,9 @@ class D3HR(Vanilla):
             found.append(invert(model, latents, condition, run, index, options.refine).cpu())
             task.tell(f"inverting {name}", start + len(indices), len(drawn))
         points = torch.cat(found)
-        with duplicates_told(points.flatten(1), 2, name, "that a spread needs, so all its images begin at the same latents"):
+        with duplicates_told(
+            points.flatten(1), 2, name, "that a spread needs, so all its images begin at the same latents"
+        ):
             std, mean = torch.std_mean(points.double(), dim=0)
         return {"mean": mean.float(), "std": std.float()}
 

@@ -31,7 +31,6 @@ from dap.methods import base
 from dap.methods.base import Made, Method, Task, Unit
 from dap.methods.selection.features import check_decoded
 
-
 PART = 1024
 """How many real images are looked at together for colour."""
 

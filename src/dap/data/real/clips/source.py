@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -13,7 +13,7 @@ from dap.base.parsing import counted, shown
 from dap.data.real.clips.frames import clips_of, decode_frames, frame_names
 from dap.data.real.clips.moving import decode_clip
 from dap.data.real.clips.times import check_frames, told_frames
-from dap.data.real.finding.listed import FileSource
+from dap.data.real.finding.listed import FileSource, filled
 from dap.data.real.finding.made import real_classes
 from dap.data.real.finding.walking import Left, class_folders
 from dap.data.real.identity import DIGEST, digests
@@ -30,6 +30,7 @@ class ClipSource(FileSource):
     Args:
         root: the folder.
         frames: how many frames a clip has.
+        elsewhere: gives the classes of which the other split holds clips, see `filled`.
         size, fit, classes, name, max_bad_fraction: see `dap.data.real.sources.open_source`.
 
     Raises:
@@ -43,18 +44,20 @@ class ClipSource(FileSource):
         *,
         classes: Sequence[str] | None = None,
         name: str | None = None,
+        elsewhere: Callable[[], set[str]] = set,
         **how: Any,
     ) -> None:
         check_frames(frames)
-        left = Left()
         names, folders = real_classes(root, class_folders(root), classes)
-        files = [clips_of(root, folder, left) for folder in folders]
+        lefts = [Left() for _ in folders]
+        found = [(clips_of(root, folder, left), left) for folder, left in zip(folders, lefts, strict=True)]
+        names, files, left, out = filled(names, found, (lambda: set(names)) if classes else elsewhere, "clip")
         super().__init__(name or root.name, names, root, files, **how)
         self.frames = frames
         framed = sum(file.endswith("/") for inside in files for file in inside)
         told = f"{counted(framed, 'folder')} of frames {'are' if framed > 1 else 'is'} read as clips"
         others = left.told().replace("are no images", "are no clips").replace("is no image", "is no clip")
-        self.notes = tuple(filter(None, [told if framed else "", others]))
+        self.notes = tuple(filter(None, [told if framed else "", out, others]))
 
     def _decode(self, label: int, index: int) -> Tensor:
         file, frames = self._files[label][index], self.frames or 1

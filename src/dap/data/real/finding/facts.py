@@ -16,7 +16,7 @@ from dap.data.real.finding.tables import Table
 from dap.data.real.finding.walking import class_folders, holds_images, is_folder, visible
 from dap.data.real.names import composed, some
 from dap.data.real.parquet import has_labels, parquet_files
-from dap.data.real.suffixes import container
+from dap.data.real.suffixes import CLIP_SUFFIXES, IMAGE_SUFFIXES, container
 
 UNSORTED = frozenset({"images", "image", "imgs", "unknown", "unlabeled", "unlabelled", "data", "all", "none", "0"})
 """Names, in lower case, of a folder that holds what nobody has sorted."""
@@ -74,12 +74,14 @@ def holds_parquet(folder: Path) -> bool:
     return bool(parquet_files(folder)) or any(parquet_files(folder / name) for name in class_folders(folder))
 
 
-def classes_of(layout: Layout) -> set[str]:
+def classes_of(layout: Layout, clips: bool = False) -> set[str]:
+    """The classes of which a split holds images, or clips; none where they do not stand in the names of folders or in a table."""
     if layout.table is not None:
         return set(map(composed, layout.table.files))
     if layout.kind != "folders":
         return set()
-    return {composed(name) for name in class_folders(layout.root) if holds_images(layout.root / name)}
+    endings = IMAGE_SUFFIXES | CLIP_SUFFIXES if clips else IMAGE_SUFFIXES
+    return {composed(name) for name in class_folders(layout.root) if holds_images(layout.root / name, suffixes=endings)}
 
 
 def unlabelled(layout: Layout, known: set[str]) -> str | None:

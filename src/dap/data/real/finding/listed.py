@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,46 @@ from torch import Tensor
 from dap.base.parsing import shown
 from dap.data.real.base import Source
 from dap.data.real.decode import decode
+from dap.data.real.finding.walking import Left
 from dap.data.real.identity import DECODING, DIGEST, NOT_READ, UNREADABLE, digests
+from dap.data.real.names import composed, some
 from dap.data.real.sizes import size_of
+from dap.data.real.suffixes import IMAGE_SUFFIXES, UNREAD
+
+
+def filled(
+    names: Sequence[str],
+    found: Sequence[tuple[list[str], Left]],
+    elsewhere: Callable[[], set[str]],
+    what: str = "image",
+) -> tuple[list[str], list[list[str]], Left, str]:
+    """The folders that are classes, where nobody names the classes: those that hold images.
+
+    A folder without images stays, and the source refuses it, if its images may have been lost: the folder is empty, it holds
+    pictures in formats that are not read, or the other split has images of this class.
+
+    Args:
+        names: the names of the folders.
+        found: for each the images, and what is left out.
+        elsewhere: gives the classes of which the other split holds images.
+        what: what its files are called, "image" or "clip".
+
+    Returns:
+        The names of the classes, their images, what is left out of them, and a clause on the folders that are left out, or "".
+    """
+    lost = UNREAD | IMAGE_SUFFIXES  # images that are no clips are among the others, where clips are read
+    kept = [bool(files) or not left.others or not lost.isdisjoint(left.others) for files, left in found]
+    if not all(kept):
+        twins = elsewhere()
+        kept = [keep or composed(name) in twins for keep, name in zip(kept, names, strict=True)]
+    total = Left()
+    for keep, (_, left) in zip(kept, found, strict=True):
+        if keep:
+            total.others.update(left.others)
+            total.hidden += left.hidden
+    out = [f"{shown(name)}/" for keep, name in zip(kept, names, strict=True) if not keep]
+    told = f"left out: {some(out, 5)}, which hold{'s' * (len(out) == 1)} no {what}" if out else ""
+    return list(compress(names, kept)), [files for files, _ in compress(found, kept)], total, told
 
 
 class FileSource(Source):

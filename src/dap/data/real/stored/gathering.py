@@ -121,8 +121,8 @@ def stored(
         how: further arguments of `gathered`.
 
     Returns:
-        The images (n, 3, size, size), grey ones (n, 1, size, size), the labels (n,), and `Gathered.whole`. Clips are images of 3 · frames channels, first all
-        frames of a colour, then those of the next.
+        The images (n, 3, size, size), or (n, 1, size, size) where they are grey, the labels (n,), and `Gathered.whole`. Clips are
+        images of 3 · frames channels, first all frames of a colour, then those of the next.
 
     Raises:
         DapError: too many images are broken, or all images of a class.

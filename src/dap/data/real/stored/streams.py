@@ -91,9 +91,11 @@ class Packed(Streamed):
             end = start + 1
             while end < len(rows) and rows[end] == rows[end - 1] + 1:
                 end += 1
-            place = found[start:end].data.cast("B")
-            if os.preadv(self.file.fileno(), [place], rows[start] * each) != len(place):
-                raise DapError("The file of decoded images was cut while it was read; run the same again.")
+            place, at = found[start:end].data.cast("B"), rows[start] * each
+            while len(place):  # Linux reads no more than 2 GiB at once
+                if not (count := os.preadv(self.file.fileno(), [place], at)):
+                    raise DapError("The file of decoded images was cut while it was read; run the same again.")
+                place, at = place[count:], at + count
             start = end
         return found
 
