@@ -173,8 +173,8 @@ def _of_row(row: Mapping[str, Any]) -> tuple[Any, Any]:
         column = next((name for name in USUAL[what] if name in row), None)
         if column is None:
             raise DapError(
-                f"The rows of the images in memory have no column of {what}s among {some(map(str, row), 8)}. Call it {what!r}, as "
-                "with rename_column of datasets."
+                f"The rows of the images in memory have no column of {what}s among {some(map(str, row), 8)}. Call it {what!r}, "
+                "as with rename_column of datasets."
             )
         found.append(row[column])
     return found[0], found[1]
