@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from dap.base.errors import DapError
 from dap.cli.main import main
+from dap.verbs.judges import judging_plan
+from dap.verbs.options import Judging, Machine
 
 QUICK = ["--networks", "convnet1", "--set", "width=2", "--set", "size=8", "--epochs", "1", "--trials", "2"]
 
@@ -73,3 +77,13 @@ def test_trainings_on_held_out_images_are_told_from_tests(colours, tmp_path, cap
     assert "set: 2 trainings, 2 of them there already" in call(capsys, *kept)[1], (
         "what lies beside the set counts there"
     )
+
+
+def test_a_width_that_no_network_has_is_refused():
+    judging = Judging(networks=("resnet18",), changes={"width": 16})
+    with pytest.raises(
+        DapError, match="A width does nothing in resnet18. Leave it out, or take a network that has one"
+    ):
+        judging_plan(judging, Machine(device="cpu"))
+    both = dataclasses.replace(judging, networks=("resnet18", "convnet3"))
+    assert judging_plan(both, Machine(device="cpu")).protocol.width == 16
