@@ -14,6 +14,7 @@ from dap.base.parsing import shown
 from dap.choices import Data
 from dap.data.real.clips.finding import locate_clips
 from dap.data.real.decode import Fit
+from dap.data.real.finding.listed import FileSource, shared
 from dap.data.real.finding.outputs import check_outside_source
 from dap.data.real.held import OfClasses, Part
 from dap.data.real.layouts import locate
@@ -31,7 +32,10 @@ def tell_of(workshop: Workshop, data: Data) -> None:
     """Tell what was understood of the training and the test images.
 
     Test images that cannot be opened are told too, and are no error: a set can be made without them. Neither are test images
-    that are the training images, which `check_apart` refuses.
+    that are the training images as a whole, which `check_apart` refuses.
+
+    Raises:
+        DapError: the training images cannot be opened, or some test images are training images.
     """
     workshop.whole(data)
     if workshop.objects.source is None:
@@ -43,6 +47,7 @@ def tell_of(workshop: Workshop, data: Data) -> None:
         if (said := _same(workshop, data)) is not None and _TOLD not in test.notes:
             test.notes += (_TOLD,)  # once, like the line about the images
             workshop.tell(f"test: {said}")
+        _check_shared(workshop, data)
 
 
 def check_out(workshop: Workshop, data: Data, out: Path) -> None:
@@ -58,10 +63,28 @@ def check_apart(workshop: Workshop, data: Data) -> None:
     """Check that a set would not be judged on the images it was drawn from.
 
     Raises:
-        DapError: the training and the test images are the same files, and the recipe does not name both with `split`.
+        DapError: the training and the test images are the same files, and the recipe does not name both with `split`; or some
+            test images are training images.
     """
-    if workshop.objects.source is None and (said := _same(workshop, data)) is not None:
+    if workshop.objects.source is not None:
+        return
+    if (said := _same(workshop, data)) is not None:
         raise DapError(f"T{said[1:]}")
+    _check_shared(workshop, data)
+
+
+def _check_shared(workshop: Workshop, data: Data) -> None:
+    """Raise `DapError` where some test images are training images, by their paths. The same images as a whole are `_same`'s."""
+    train, test = workshop.whole(data), workshop.whole(data, "test")
+    if train.place == test.place or not (isinstance(train, FileSource) and isinstance(test, FileSource)):
+        return
+    if both := shared(test, train):
+        raise DapError(
+            f"{len(both):,} of the {sum(map(test.count, range(len(test.class_names)))):,} test images of {data.path} are training "
+            f"images too, such as {shown(both[0])}, so a set would be judged by images that it is made of. Give each split its own "
+            f"images with --split train=FOLDER,test=FOLDER, or lists of files in place of the folders, as paths relative to "
+            f"{data.path}"
+        )
 
 
 def tell_changed(made: DistilledSet, recorded: Mapping[str, Any], open: Open) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dap.base.errors import DapError
-from dap.base.parsing import Damaged, brief, counted, decode, parse_json
+from dap.base.parsing import Damaged, brief, counted, decode, parse_json, shown
 from dap.data.real.names import some
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ _NO_LABEL = re.compile(
     r"description|title|sentence|source|license|split)$"
 )
 """Names of columns that a reader must not take for labels because nothing else is there."""
+
+
+def no_label(column: str) -> bool:
+    """Whether a column is called as an id, a size, a caption or the like, and so holds no labels."""
+    return _NO_LABEL.search(column.lower().replace(" ", "_").strip("_")) is not None
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -66,7 +71,7 @@ def label_columns(schema: pa.Schema, features: dict[str, dict[str, Any]]) -> lis
 
     def is_label(field: pa.Field) -> bool:
         fits = is_text(field.type) or kinds.is_dictionary(field.type) or kinds.is_integer(field.type)
-        return fits and (field.name in USUAL["label"] or not _NO_LABEL.search(field.name.lower().strip("_")))
+        return fits and (field.name in USUAL["label"] or not no_label(field.name))
 
     said = [column for column in schema.names if features.get(column, {}).get("_type") == "ClassLabel"]
     return said or [field.name for field in schema if is_label(field)]
@@ -119,26 +124,63 @@ _LACKING = {
 }
 
 
-def check_groups(values: list[Any], column: str, names: list[str] | None, where: str) -> None:
-    """Raise `DapError` where nearly every row has a label of its own: then these are captions or ids.
+_BELOW = re.compile(r"-\d+(\.0*)?")
 
-    Numbers in a column that is called so are taken at their word: a set may have one image of each class.
+
+def label_of(value: Any) -> str | int | None:
+    """A label as it counts: a name without the blanks around it, or a whole number from 0 on. None for whatever is none: an empty
+    cell, a number below 0, which stands for a label that is kept secret, a fraction, and a list."""
+    if value is None or isinstance(value, (list, dict, float)):
+        return None
+    if isinstance(value, int):
+        return value if value >= 0 else None
+    text = str(value).strip()
+    return None if not text or _BELOW.fullmatch(text) else text
+
+
+def is_sure(column: str) -> bool:
+    """Whether a column is called so that it is taken at its word: its values are labels, and be there one image of each."""
+    return column.lower() in USUAL["label"]
+
+
+def crowded(images: int, labels: int) -> bool:
+    """Whether nearly every image has a label of its own. Where the column is not called so, these are captions or ids."""
+    return images >= 4 and labels > images / 2
+
+
+def said_crowded(column: str, images: int, labels: int) -> str:
+    """A clause on what a column gives where most images have a label of their own."""
+    return f"gives {counted(images, 'image')} {counted(labels, 'different value')} in its column {column!r}"
+
+
+def check_groups(values: list[Any], column: str, names: list[str] | None, where: str) -> str | None:
+    """Check that not nearly every row has a label of its own. A column that is called so is taken at its word.
+
+    Returns:
+        What is to be told of such a column; None where there is nothing to tell.
+
+    Raises:
+        DapError: nearly every row has one, so the column holds captions or ids.
     """
     kinds = set(map(type, values))
-    if names or len(values) < 4 or not (kinds <= {str} or kinds <= {int}):
-        return
-    distinct = len(set(values))
-    sure = column in USUAL["label"] and (kinds <= {int} or len(values) < 10)
-    if distinct > len(values) / 2 and not sure:
-        raise DapError(
-            f"column {column!r} of {where} gives {counted(len(values), 'image')} {counted(distinct, 'different value')}, so "
-            "it holds captions or ids and no labels; write the class of each image into a column 'label'"
-        )
+    if names or not (kinds <= {str} or kinds <= {int}):
+        return None
+    distinct = len({label_of(value) for value in values})
+    if not crowded(len(values), distinct):
+        return None
+    said = said_crowded(column, len(values), distinct)
+    if is_sure(column):
+        return f"{shown(where)} {said}"
+    raise DapError(
+        f"{shown(where)} {said}, so it holds captions or ids and no labels; write the class of each image into a column 'label'"
+    )
 
 
 def numbered(values: list[Any], names: list[str] | None, where: str) -> tuple[np.ndarray, list[str] | None]:
     """The labels as numbers (n,), and the class names in label order. The names are None where labels are unnamed
     numbers."""
+    # Numbers below 0 are left, as whoever numbers the classes tells them.
+    values = [label_of(value) if isinstance(value, str) and value not in (names or ()) else value for value in values]
     kinds = {type(value) for value in values}
     if kinds <= {int}:
         if max(values, default=0) >= 2**63:  # parquet has unsigned numbers too

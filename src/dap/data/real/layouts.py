@@ -17,6 +17,7 @@ from dap.data.real.finding.reader import Reader
 from dap.data.real.finding.splits import ORDER, split_of
 from dap.data.real.finding.tables import Table, read_table
 from dap.data.real.finding.walking import check_folder
+from dap.data.real.names import some
 
 __all__ = ["Layout", "locate"]
 
@@ -64,10 +65,13 @@ def _chosen(path: Path, split: str, value: str) -> Layout:
     if place.is_file():
         if place.suffix.lower() == ".parquet":
             return Layout("parquet", place.parent, (place,))
-        table = read_table(place, [place.parent, place.with_suffix(""), path], split)
+        classes = Reader(path).classes() or Reader(place.parent).classes()
+        roots = [place.parent, place.with_suffix(""), path, *([classes] if classes else [])]
+        roots = [root for root in dict.fromkeys(roots) if root.is_dir()]
+        table = read_table(place, roots, split, classes=classes)
         if isinstance(table, Table):
             return Layout("table", table.root, table=table)
-        raise DapError(f"{shown(place)} {table}")
+        raise DapError(f"{shown(place)} {table}; its paths were looked for in {some(map(shown, roots), 4)}")
     if place.is_dir():
         return Reader(place).whole(split)
     said = split_of(value)

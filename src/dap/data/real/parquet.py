@@ -27,6 +27,7 @@ from dap.data.real.columns import (
     is_text,
     is_words,
     label_columns,
+    label_of,
     names_of,
     numbered,
     renumbered,
@@ -104,7 +105,7 @@ class ParquetSource(Source):
                 read = table.read(columns=[label_column]).column(label_column).to_pylist()
                 values += (fitting := renumbered(read, own, names, (str(file), where)))
                 self._renumbered |= {file} if fitting is not read else set()
-        check_groups(values, label_column, names, where)
+        told = check_groups(values, label_column, names, where)
         known, rows = by_class(*numbered(values, names, f"column {label_column!r} of {where}"), where)
         chosen_names, chosen = select(known, classes, str(self._files[0].parent))
         self._rows = [rows[place] for place in chosen]
@@ -117,6 +118,7 @@ class ParquetSource(Source):
             fit=fit,
             max_bad_fraction=max_bad_fraction,
         )
+        self.notes = (told,) if told else ()
 
     def _key(self, label: int, index: int) -> str:
         row = int(self._rows[label][index])
@@ -263,7 +265,7 @@ def has_labels(files: Sequence[Path]) -> bool:
             (column,) = columns_of(schema, features, str(file), ("label",))
             for group in range(table.num_row_groups):
                 values = table.read_row_group(group, columns=[column]).column(column).to_pylist()
-                if any(value is not None and not (isinstance(value, int) and value < 0) for value in values):
+                if any(label_of(value) is not None for value in values):
                     return True
     return False
 

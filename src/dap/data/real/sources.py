@@ -213,10 +213,7 @@ class TableSource(FileSource):
         files = [table.files[known[place]] for place in places]
         how = {"size": size, "fit": fit, "max_bad_fraction": max_bad_fraction}
         super().__init__(name or table.root.name, names, table.root, files, **how)
-        of = f", in the rows of the {table.part} split" if table.part else ""
-        self.notes = (f"the labels are those of {shown(table.file.name)}{of}",)
-        if table.unlisted:
-            self.notes += (f"left out: {counted(table.unlisted, 'image')} that it does not name",)
+        self.notes = table.notes
 
 
 @final

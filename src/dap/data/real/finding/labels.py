@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.finding.splits import split_of, split_of_file
-from dap.data.real.finding.tables import Table, candidates, parted, read_table
+from dap.data.real.finding.tables import Table, candidates, read_table
 from dap.data.real.finding.walking import class_folders, holds_images, loose_images
 
 
-def find_table(folder: Path, above: Path | None, split: str) -> tuple[Table | None, list[str]]:
+def find_table(folder: Path, above: Path | None, split: str) -> tuple[Table | None, dict[Path, str]]:
     """The table that labels the images of a folder, and for each table that does not a clause that says why.
 
     Args:
@@ -24,7 +23,7 @@ def find_table(folder: Path, above: Path | None, split: str) -> tuple[Table | No
         DapError: a table is damaged or names images that are not there, two tables contradict each other, or a table above the
             folders of the splits could be meant for several of them.
     """
-    reasons: list[str] = []
+    reasons: dict[Path, str] = {}
     found: Table | None = None
     for file in [*candidates(folder, split), *(candidates(above, split) if above not in (None, folder) else [])]:
         roots = [folder] if file.parent == folder else [folder, file.parent]
@@ -38,7 +37,7 @@ def find_table(folder: Path, above: Path | None, split: str) -> tuple[Table | No
                 raise
             table = f"names the images of {shown(other.name)}/"
         if isinstance(table, str) or not (table := table.below(folder)).files:
-            reasons.append(f"{file.name} {table if isinstance(table, str) else 'names no image here'}")
+            reasons[file] = f"{file.name} {table if isinstance(table, str) else 'names no image here'}"
             continue
         alike = _alike(table, folder)
         if found is None:
@@ -98,39 +97,3 @@ def _unsorted(folder: Path) -> bool:
             return False
         folder = folder / inner[0]
     return True
-
-
-def check_folders(folder: Path, tables: Sequence[Path]) -> None:
-    """Check that tables say nothing else than the class folders beside them.
-
-    Raises:
-        DapError: a table gives images other labels than their class folders do, or parts them into splits.
-    """
-    for file in tables:
-        try:
-            column = parted(file, folder)
-        except DapError as error:
-            raise DapError(f"{error}; or give --split train=. for all images of the folders") from error
-        try:
-            table = read_table(file, [folder])
-        except DapError as error:
-            table = str(error)
-        if column is not None:
-            labelled = (
-                ""
-                if isinstance(table, str)
-                else f"--split train={file.name},test={file.name} for its rows and labels, or "
-            )
-            raise DapError(
-                f"{shown(folder)} can be read in two ways: its folders are classes whose images are all of one split, and column "
-                f"{column!r} of {file.name} parts them into splits. Give {labelled}--split train=. for all images of the "
-                "folders, or sort them into train/ and test/"
-            )
-        if isinstance(table, str) or not table.explicit or table.follows_folders():
-            continue
-        label, key = next((label, keys[0]) for label, keys in table.files.items() if keys[0].split("/")[0] != label)
-        raise DapError(
-            f"{shown(folder)} can be read in two ways: its folders say that {shown(key)} is of the class "
-            f"{key.split('/')[0]!r} (then give --split train=.), and {file.name} says {label!r} (then give "
-            f"--split train={file.name})"
-        )

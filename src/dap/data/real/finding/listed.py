@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
 from pathlib import Path
@@ -92,3 +93,19 @@ class FileSource(Source):
                 digest = self._digests[place : place + DIGEST]
                 place += DIGEST
                 yield f"{shown(file)}\t{UNREADABLE if digest == NOT_READ else digest.hex()}"
+
+
+def shared(one: FileSource, other: FileSource) -> list[str]:
+    """The images of a source that are images of another one too: the same name in the same folder, links to folders resolved.
+    No image is read."""
+    folders: dict[tuple[Path, str], str] = {}
+
+    def place(source: FileSource, file: str) -> tuple[str, str]:
+        folder, _, name = file.rstrip("/").rpartition("/")
+        key = (source._root, folder)
+        if key not in folders:
+            folders[key] = os.path.realpath(source._root / folder)
+        return folders[key], name
+
+    there = {place(other, file) for files in other._files for file in files}
+    return [file for files in one._files for file in files if place(one, file) in there]

@@ -10,6 +10,7 @@ from pathlib import Path
 from dap.base.errors import DapError
 from dap.base.parsing import counted, shown
 from dap.data.real.finding.advice import missing, missing_beside, missing_file, missing_inside
+from dap.data.real.finding.beside import Beside
 from dap.data.real.finding.doubts import as_classes, check_words, inside
 from dap.data.real.finding.facts import (
     Layout,
@@ -24,9 +25,8 @@ from dap.data.real.finding.facts import (
     instead,
     unlabelled,
 )
-from dap.data.real.finding.labels import check_folders, find_table
+from dap.data.real.finding.labels import find_table
 from dap.data.real.finding.splits import ORDER, Split, exact, split_of
-from dap.data.real.finding.tables import candidates
 from dap.data.real.finding.walking import LAYOUTS, class_folders, holds_images, is_folder, loose_images, visible
 from dap.data.real.names import some
 from dap.data.real.parquet import check_parted, has_images, has_labels, parquet_files
@@ -181,19 +181,26 @@ class Reader:
         if len(found) == 1 and not loose_images(folder) and (down := inner._wrapper(found, plain=True)):
             self.notes += down.notes
             return self._opened(down.path)
-        return inner._sorted(split_of(folder.name) or "train", self.path)
+        return inner._sorted(split_of(folder.name) or "train", self.path, self.top)
 
-    def _sorted(self, split: str, above: Path | None = None, sure: bool = False) -> Layout:
-        """Class folders, or loose images with a table of labels."""
+    def _sorted(self, split: str, above: Path | None = None, data: Path | None = None, sure: bool = False) -> Layout:
+        """Class folders, or loose images with a table of labels.
+
+        Args:
+            split: the split that is wanted.
+            above: the folder of the folders of splits, where this one is a split.
+            data: the data set's own folder, where this one is a split.
+            sure: whether the user has named the folder, so that no table beside class folders is in doubt.
+        """
         with_images = self.with_images
-        reasons: list[str] = []
+        reasons: dict[Path, str] = {}
         loose = loose_images(self.path)
         if loose or len(with_images) < 2:
             table, reasons = find_table(self.path, above, split)
             if table is not None:
                 return Layout("table", table.root, table=table)
-        elif not sure:
-            check_folders(self.path, candidates(self.path, split))
+        if with_images and not sure:
+            self._check_folders(split, above, data, {} if loose else reasons)
         if not with_images and not loose and (held := instead(self.path)):
             raise DapError(f"{shown(self.path)} holds no images{held}; accepted are {LAYOUTS}")
         if self.folders and (with_images or not loose):
@@ -201,7 +208,7 @@ class Reader:
                 lie = "lies in no class folder and is" if loose == 1 else "lie in no class folder and are"
                 self._note(f"{counted(loose, 'image')} in {shown(self.path)} {lie} not read")
             return Layout("folders", self.path)
-        why = f" ({'; '.join(reasons)})" if reasons else ""
+        why = f" ({'; '.join(reasons.values())})" if reasons else ""
         if loose and above is not None:
             raise Unlabelled(
                 f"{shown(self.path)} holds {counted(loose, 'image')} that {'is' if loose == 1 else 'are'} not sorted into class "
@@ -210,6 +217,29 @@ class Reader:
             )
         what = f"{counted(loose, 'image')} but no class folders{why}" if loose else "no class folders"
         raise DapError(f"{shown(self.path)} holds {what}{instead(self.path)}; accepted are {LAYOUTS}")
+
+    def _check_folders(self, split: str, above: Path | None, data: Path | None, reasons: Mapping[Path, str]) -> None:
+        """Raise `DapError` where a table beside class folders says something else than they do, or, of one folder, could not be
+        used as the table of its images: `reasons` says why."""
+        empty = [name for name in self.folders if name not in self.with_images]
+        highest = self.top if above is None else self.path
+        beside = Beside(self.path, self.classes(), empty, highest, data or self.top, None if above is None else split)
+        unused = [why for file, why in reasons.items() if above is None or file.parent == self.path]
+        if unused:
+            (only,) = self.with_images
+            whole = f"--split {split}=." if above is None else beside.whole
+            raise (DapError if above is None else Unlabelled)(
+                f"{shown(self.path)} holds all its images in {shown(only)}/, and no table labels them ({'; '.join(unused)}); "
+                f"mend the table, or give {whole} where {shown(only)} is the one class"
+            )
+        beside.check()
+
+    def classes(self) -> Path | None:
+        """The folder of the class folders, where nothing beside them holds images; None where there are none."""
+        if down := self._wrapper(self.with_images):
+            return down.classes()
+        plain = len(self.with_images) > 1 and not any(map(split_of, self.with_images)) and not self.parquet
+        return self.path if plain else None
 
     # ---- other readings
 

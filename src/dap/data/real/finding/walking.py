@@ -105,6 +105,15 @@ def image_files(folder: Path, left: Left | None = None, suffixes: frozenset[str]
     return sorted(_images(folder, visited, left, suffixes=suffixes))
 
 
+def images_below(folder: Path) -> Iterator[str]:
+    """Every image file at any depth below a folder, as a posix path relative to it. Links are followed as by `image_files`, and
+    a folder inside is read under its own name and not under that of a link to it. Raises `DapError` as `image_files`."""
+    folder = folder.absolute()
+    visited = {os.path.realpath(parent) for parent in folder.parents}
+    start = len(folder.name) + 1
+    return (path[start:] for path in _images(folder, visited, Left(), links_last=True))
+
+
 def holds_images(folder: Path, most: int = 2000, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> bool:
     """Whether there is an image file below the folder. At most so many folders are looked at, and no further than the first
     image."""
@@ -117,6 +126,7 @@ def _images(
     left: Left,
     most: float = math.inf,
     suffixes: frozenset[str] = IMAGE_SUFFIXES,
+    links_last: bool = False,
 ) -> Iterator[str]:
     """Every image file at any depth below a folder, as a posix path relative to the folder's parent. Each folder is read once.
 
@@ -126,27 +136,32 @@ def _images(
         left: counts what is left out.
         most: no further folder is read when so many are in `visited`.
         suffixes: the endings of the files that count as images.
+        links_last: whether links to folders are followed after all folders, so that each folder is read under its own name.
     """
-    pending = deque([folder])
-    while pending and len(visited) < most:
-        here = pending.popleft()
+    pending, links = deque([folder]), deque[Path]()
+    while (pending or links) and len(visited) < most:
+        here = (pending or links).popleft()
         real = os.path.realpath(here)
         if real in visited:
             continue
         visited.add(real)
         start = here.relative_to(folder.parent).as_posix() + "/"  # once a folder: there may be a million files
         folders: list[str] = []
+        linked = set[str]()
         for entry in _found(here):
             if is_hidden(entry.name):
                 left.hidden += 1
             elif is_folder(entry):
                 folders.append(entry.name)
+                if links_last and entry.is_symlink():
+                    linked.add(entry.name)
             elif is_image(entry, suffixes):
                 yield start + entry.name
             else:
                 left.others[os.path.splitext(entry.name)[1].lower()] += 1
         # In name order, as the order decides under which name a folder is read to which two links lead.
-        pending.extend(here / name for name in sorted(folders))
+        for name in sorted(folders):
+            (links if name in linked else pending).append(here / name)
 
 
 def loose_images(folder: Path) -> int:
