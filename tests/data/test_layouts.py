@@ -161,7 +161,7 @@ def test_metadata_above_the_splits_labels_each_of_them(tmp_path: Path) -> None:
         ("filename,label\nim000.png,\n", "line 2 gives no label"),
         ("filename,label\nim000.png,a,b\n", "line 2: there are 3 columns, and the first line has 2"),
         ("filename,x,y\nim000.png,a,b\n", "no column of labels among filename, x, y; call the right one 'label'"),
-        ("filename,label\n" + "".join(f"im00{i}.png,photo {i}\n" for i in range(4)), "captions or ids and no labels"),
+        ("filename,note\n" + "".join(f"im00{i}.png,photo {i}\n" for i in range(4)), "captions or ids and no labels"),
         ("a,b\nno,yes\n", "labels.csv names no image here"),
         ("", "labels.csv has no rows"),
     ],
@@ -427,7 +427,6 @@ def test_case_c7_training_and_testing_files(tmp_path: Path) -> None:
         ("caption", ["a cat", "a dog"] * 5),
         ("image_id", list(range(10))),
         ("title2", [f"a photo number {i}" for i in range(10)]),
-        ("label", [f"a photo number {i}" for i in range(10)]),
     ],
 )
 def test_case_c8_captions_and_ids_are_no_labels(column: str, values: list[Any], tmp_path: Path) -> None:

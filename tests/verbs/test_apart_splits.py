@@ -11,7 +11,7 @@ import pytest
 
 from dap.base.errors import DapError
 from dap.choices import Data
-from dap.verbs.understood import check_apart
+from dap.verbs.understood import check_apart, tell_of
 from dap.workshop import Workshop
 
 
@@ -105,3 +105,26 @@ def _followed(path: Path, said: str, colours: Path, new: Path) -> None:
     (split,) = re.findall(r"with --split (train|test)=FOLDER", said)
     other = shutil.copytree(colours / split, new / "others" / f"some-{split}")
     assert refused(path, f"{split}={os.path.relpath(other, path)}") is None
+
+
+def test_test_images_that_are_training_images_are_refused_by_their_paths(colours, tmp_path):
+    """Before, only two splits that were the same as a whole were refused."""
+    path = shutil.copytree(colours / "train", tmp_path / "photos")
+    files = [file.relative_to(path).as_posix() for file in sorted(path.rglob("*.png"))]
+    lists = {"train": files[1::2], "test": files[::2]}
+    for split, listed in lists.items():
+        lines = [f"{name},{name.split('/')[0]}\n" for name in listed]
+        (path / f"{split}.csv").write_text("file,label\n" + "".join(lines))
+    for train in (".", "../link"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to("photos")
+        said = refused(path, f"train={train},test=test.csv")
+        assert (
+            said is not None
+            and f"{len(files[::2])} test images of {path}, such as {files[0]}, are training images" in said
+        )
+        data = Data.model_validate({"path": str(path), "size": 8, "split": {"train": train, "test": "test.csv"}})
+        with pytest.raises(DapError, match="are training images too"):  # distill too
+            tell_of(Workshop("cpu"), data)
+    for split in ("train=train.csv,test=test.csv", "train=test.csv,test=test.csv"):  # the second is the user's own word
+        assert refused(path, split) is None

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from dap.base.errors import DapError
 from dap.base.files import expanded
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.choices import Data
 from dap.data.real.clips.finding import locate_clips
 from dap.data.real.decode import Fit
@@ -79,11 +79,11 @@ def _check_shared(workshop: Workshop, data: Data) -> None:
     if train.place == test.place or not (isinstance(train, FileSource) and isinstance(test, FileSource)):
         return
     if both := shared(test, train):
+        what = f"{counted(len(both), 'test image')} of {data.path}, such as {shown(both[0])},"
         raise DapError(
-            f"{len(both):,} of the {sum(map(test.count, range(len(test.class_names)))):,} test images of {data.path} are training "
-            f"images too, such as {shown(both[0])}, so a set would be judged by images that it is made of. Give each split its own "
-            f"images with --split train=FOLDER,test=FOLDER, or lists of files in place of the folders, as paths relative to "
-            f"{data.path}"
+            f"{what} {'are training images' if len(both) > 1 else 'is a training image'} too, so a set would be judged by images "
+            "that it is made of. Give each split its own images with --split train=FOLDER,test=FOLDER, or lists of files "
+            f"in place of the folders, as paths relative to {data.path}"
         )
 
 
