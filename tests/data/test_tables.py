@@ -141,6 +141,25 @@ def test_folders_that_are_parts_of_an_archive_are_no_classes(column: str, where:
     assert opened(tmp_path, chosen={"train": file}).class_names == ("a", "b")
 
 
+def test_a_table_above_the_splits_is_looked_at_too(tmp_path: Path) -> None:
+    """As in Google Landmarks, whose folders 0 to f are parts."""
+    for part in ("0", "1"):
+        put(tmp_path / "train" / part, 3, start=3 * int(part))
+        put(tmp_path / "test" / part, 3, start=50 + 3 * int(part))
+    table(tmp_path / "train.csv", "id,url,landmark", *(f"im00{i},u,{i % 2}" for i in range(6)))
+    with pytest.raises(DapError, match="may label them in its column 'landmark'.*--split train=train.csv"):
+        opened(tmp_path)
+    assert opened(tmp_path, chosen={"train": "train"}).class_names == ("0", "1")
+    for file in ("train.csv", "classes.txt"):  # what follows the folders, and a list of the classes
+        table(tmp_path / file, "id,url,landmark", *(f"train/{i // 3}/im00{i},u,{'ab'[i // 3]}" for i in range(6)))
+        assert opened(tmp_path).class_names == opened(tmp_path, "test").class_names == ("0", "1")
+        table(tmp_path / file, "", "0 a", "1 b")
+    put(tmp_path / "flat/train/images", 3)
+    table(tmp_path / "flat/train.csv", "id,label", "/im000.png,a")
+    with pytest.raises(DapError, match="all its images in images/, .*train.csv names no image here"):
+        opened(tmp_path / "flat")
+
+
 @pytest.mark.parametrize(
     ("name", "heading", "cells"),
     [

@@ -16,7 +16,7 @@ from dap.data.real.finding.named import Named
 from dap.data.real.finding.parts import PARTS, parting
 from dap.data.real.finding.rows import ENDINGS, Rows, lines_of, rows_of
 from dap.data.real.finding.splits import Split, split_of_file
-from dap.data.real.finding.tables import Table, is_usual, one_to_one, read_table
+from dap.data.real.finding.tables import Table, candidates, is_usual, one_to_one, read_table
 from dap.data.real.finding.walking import class_folders, visible
 from dap.data.real.names import composed, some
 
@@ -28,7 +28,8 @@ class Beside:
         folder: the folder of the class folders.
         classes: the same; None where it has one folder alone, which may be no class.
         empty: the folders in it that hold no images, whose tables count too.
-        highest: the folder above it, or itself, from which on it was entered because nothing else holds images.
+        highest: the uppermost folder whose tables count too: that of the folders of the splits; or else the one from which on
+            the folder was entered because nothing else holds images, or the folder itself.
         data: the data set's own folder, from which --split is seen.
         split: the split that the class folders are; None where they are all of the data.
 
@@ -40,6 +41,7 @@ class Beside:
         self, folder: Path, classes: Path | None, empty: Sequence[str], highest: Path, data: Path, split: str | None
     ) -> None:
         self._folder, self._classes, self._empty, self._highest, self._data = folder, classes, empty, highest, data
+        self._split = split
         self._kind = "train" if split in (None, "train") else "test"
         self.whole = f"--split {self._kind}={'.' if split is None else self._told(folder)}"
 
@@ -56,22 +58,26 @@ class Beside:
             if rows is None:
                 continue
             there = self._there
+            own = self._split is None or file.is_relative_to(self._folder)
             try:
                 parts = parting(rows, file)
                 columns = columns_of(file, rows, there, parts[0] if parts else None)
             except DapError as error:
+                if not own:
+                    continue
                 raise DapError(f"{error}; or give {self.whole} for all images of the folders") from error
-            if parts is not None and len(set(parts[1].values())) > 1:
+            if own and parts is not None and len(set(parts[1].values())) > 1:
                 self._stop_at_parts(file, parts[0])
             if columns is None:
                 continue
             keys = [there.find(row.get(columns.files)) for _, row in columns.rows]
             named = len({key for key in keys if key is not None})
             said = split_of_file(file.name)
-            if said is not None and named < there.count and 2 * sum(key is not None for key in keys) >= len(keys):
+            few = 2 * sum(key is not None for key in keys) < len(keys)
+            if own and said is not None and named < there.count and not few:
                 lists.setdefault(said, file)
-            else:
-                self._check_labels(file, columns, keys, 2 * named > there.count)
+            elif 2 * named > there.count or (own and is_usual(file.name)):
+                self._check_labels(file, columns, keys, most=2 * named > there.count)
         if lists:
             self._stop_at_lists(lists)
 
@@ -89,39 +95,37 @@ class Beside:
         return [place for place in self._folder.parents if place.is_relative_to(self._highest)]
 
     def _tables(self) -> Iterator[Path]:
-        """All files that may be tables of these images, whatever they are called."""
+        """All files that may be tables of these images, whatever they are called. Above the folders of the splits they are called
+        as such tables are: what else lies there may be of other images."""
         below = self._folder
         places = [self._folder, *(self._folder / name for name in self._empty)]
-        for place in self._above():
+        for place in self._above() if self._split is None else ():
             places += [place, *(place / name for name in class_folders(place) if place / name != below)]
             below = place
         for place in places:
             for entry in visible(place):
                 if os.path.splitext(entry.name)[1].lower() in ENDINGS and entry.is_file():
                     yield place / entry.name
+        if self._split is not None:
+            yield from candidates(self._highest, self._split)
 
     def _told(self, place: Path) -> str:
         """A place as `--split` takes it."""
         return shown(Path(os.path.relpath(place, self._data)).as_posix())
 
     def _check_labels(self, file: Path, columns: Columns, keys: Sequence[str | None], most: bool) -> None:
-        """Raise `DapError` where a column may hold other labels than the folders say."""
+        """Raise `DapError` where a column may hold other labels than the folders say. Of a table that does not name `most` of the
+        images, only a column that is called so counts."""
         usual = [column for wanted in LABELS for column in columns.others if column.lower() == wanted]
-        sure = [column for column in usual if column.lower() in EXPLICIT][:1]
-        if not most and not (sure and is_usual(file.name)):
-            return
+        explicit = [column for column in usual if column.lower() in EXPLICIT][:1]
+        other = [column for column in columns.others if not no_label(column) and column.lower() not in PARTS]
         doubtful: list[tuple[str, str, str]] = []
-        for column in (
-            sure or usual or [name for name in columns.others if not no_label(name) and name.lower() not in PARTS]
-        ):
+        for column in explicit or (usual or other if most else ()):
             cells = [(label_of(row.get(column)), key) for (_, row), key in zip(columns.rows, keys, strict=True)]
             given = [(composed(str(label)), key) for label, key in cells if label is not None and key is not None]
             labels = {label for label, _ in given}
-            if (
-                not labels
-                or (len(labels) < 2 and not sure)
-                or (crowded(len(given), len(labels)) and not is_sure(column))
-            ):
+            alone = crowded(len(given), len(labels)) and not is_sure(column)
+            if alone or len(labels) < (1 if explicit else 2):
                 continue
             if one_to_one({(label, key.split("/")[0]) for label, key in given}):
                 return

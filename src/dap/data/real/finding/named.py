@@ -26,12 +26,15 @@ class Named:
         self._before = before
         self._paths = set(images_below(root))
         self._short: dict[str, str | tuple[str, str]] = {}
-        for path in self._paths:
-            for short in {path.rpartition("/")[2], os.path.splitext(path)[0], Path(path).stem} - {path}:
-                known = self._short.get(short, path)
-                first, last = (known, known) if isinstance(known, str) else known
-                several = (min(first, path), max(last, path))
-                self._short[short] = path if known == path else several
+        for path in self._paths:  # there may be a million
+            name = path.rpartition("/")[2]
+            ending = len(os.path.splitext(name)[1])
+            for short in {name, path[:-ending], name[:-ending]}:
+                if short != path:
+                    known = self._short.setdefault(short, path)
+                    if known is not path:
+                        first, last = (known, known) if isinstance(known, str) else known
+                        self._short[short] = (min(first, path), max(last, path))
         self.count = len(self._paths)
 
     def find(self, name: Any) -> str | None:

@@ -222,9 +222,10 @@ class Reader:
         """Raise `DapError` where a table beside class folders says something else than they do, or, of one folder, could not be
         used as the table of its images: `reasons` says why."""
         empty = [name for name in self.folders if name not in self.with_images]
-        highest = self.top if above is None else self.path
-        beside = Beside(self.path, self.classes(), empty, highest, data or self.top, None if above is None else split)
-        unused = [why for file, why in reasons.items() if above is None or file.parent == self.path]
+        beside = Beside(
+            self.path, self.classes(), empty, above or self.top, data or self.top, None if above is None else split
+        )
+        unused = [why for file, why in reasons.items() if split == "train" or above is None or file.parent == self.path]
         if unused:
             (only,) = self.with_images
             whole = f"--split {split}=." if above is None else beside.whole
