@@ -199,6 +199,8 @@ def test_lists_of_the_splits_stop_and_both_readings_work(where: str, labelled: b
             DapError, match=f"--split train=.\\), or .*--split train={both['train']},test={both['test']}\\)"
         ):
             opened(tmp_path, split)
+    with pytest.raises(DapError, match=f"--split train={both['train']},test="):
+        opened(tmp_path, chosen={"test": both["test"]})
     train, test = (opened(tmp_path, split, chosen=both) for split in ("train", "test"))
     assert train.class_names == test.class_names == ("cat", "dog")
     assert train.count(0) == 2 and [key[-9:] for key in contents(test)["dog"]] == ["im002.png"]
@@ -221,6 +223,18 @@ def test_a_list_that_cannot_be_read_says_what_to_mend(tmp_path: Path) -> None:
         DapError, match="mend test.csv, because it has no column of labels among file, a, b; call the right"
     ):
         opened(tmp_path)
+
+
+def test_a_list_without_a_heading_is_told_to_have_one(tmp_path: Path) -> None:
+    """As in Oxford-IIIT Pet, whose images lie in one folder."""
+    put(tmp_path / "images", 4)
+    table(tmp_path / "annotations/trainval.txt", "", *(f"im00{i} 1 1 1" for i in range(3)))
+    said = "no column of labels among column 1, .*; write a first line that names the columns, and call the right one 'label'"
+    for chosen in (None, {"train": "annotations/trainval.txt"}):
+        with pytest.raises(DapError, match=said):
+            opened(tmp_path, chosen=chosen)
+    table(tmp_path / "annotations/trainval.txt", "file label x y", *(f"im00{i} {i % 2} 1 1" for i in range(3)))
+    assert opened(tmp_path, chosen={"train": "annotations/trainval.txt"}).class_names == ("0", "1")  # the advice
 
 
 def test_a_table_in_a_folder_of_its_own_is_found_and_the_places_are_named(tmp_path: Path) -> None:

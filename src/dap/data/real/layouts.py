@@ -12,6 +12,7 @@ from dap.base.errors import DapError
 from dap.base.files import expanded
 from dap.base.parsing import shown
 from dap.data.real.finding.advice import into_train
+from dap.data.real.finding.beside import Doubt
 from dap.data.real.finding.facts import Layout
 from dap.data.real.finding.reader import Reader
 from dap.data.real.finding.splits import ORDER, split_of
@@ -50,6 +51,8 @@ def locate(path: Path, split: str, chosen: Mapping[str, str] | None = None) -> L
     reader = Reader(path)
     try:
         return reader.find(split)
+    except Doubt:
+        raise
     except DapError as error:  # the user knows where one split lies, so the folder is not read by itself
         beside = [name for name in reader.with_images if split == "train" and split_of(name) is None]
         more = f", or {into_train(path, beside)}" if beside else ""

@@ -21,6 +21,10 @@ from dap.data.real.finding.walking import class_folders, visible
 from dap.data.real.names import composed, some
 
 
+class Doubt(DapError):
+    """A table says something else than the class folders beside it, and the message names the flag for either reading."""
+
+
 class Beside:
     """The tables beside class folders.
 
@@ -49,7 +53,7 @@ class Beside:
         """Check that no table says something else than the class folders.
 
         Raises:
-            DapError: a table gives images other labels than their class folders do, parts them into splits, or names most of them
+            Doubt: a table gives images other labels than their class folders do, parts them into splits, or names most of them
                 and may label them; or a table that is called for a split names some of them.
         """
         lists: dict[Split, Path] = {}
@@ -65,7 +69,7 @@ class Beside:
             except DapError as error:
                 if not own:
                     continue
-                raise DapError(f"{error}; or give {self.whole} for all images of the folders") from error
+                raise Doubt(f"{error}; or give {self.whole} for all images of the folders") from error
             if own and parts is not None and len(set(parts[1].values())) > 1:
                 self._stop_at_parts(file, parts[0])
             if columns is None:
@@ -114,7 +118,7 @@ class Beside:
         return shown(Path(os.path.relpath(place, self._data)).as_posix())
 
     def _check_labels(self, file: Path, columns: Columns, keys: Sequence[str | None], most: bool) -> None:
-        """Raise `DapError` where a column may hold other labels than the folders say. Of a table that does not name `most` of the
+        """Raise `Doubt` where a column may hold other labels than the folders say. Of a table that does not name `most` of the
         images, only a column that is called so counts."""
         usual = [column for wanted in LABELS for column in columns.others if column.lower() == wanted]
         explicit = [column for column in usual if column.lower() in EXPLICIT][:1]
@@ -139,11 +143,11 @@ class Beside:
         table = f"--split {self._kind}={self._told(file)}"
         said = f"its folders say that {shown(key)} is of the class {key.split('/')[0]!r} (then give {self.whole}), and"
         if columns.labels == column:
-            raise DapError(
+            raise Doubt(
                 f"{shown(self._folder)} can be read in two ways: {said} {file.name} says {label!r} (then give {table})"
             )
         held = some([repr(name) for name, _, _ in doubtful], 6)
-        raise DapError(
+        raise Doubt(
             f"{shown(self._folder)} can be read in two ways: {said} {file.name}, which names these images too, may label them in "
             f"{'one of its columns' if len(doubtful) > 1 else 'its column'} {held} (then call the right one 'label' and give "
             f"{table})"
@@ -153,7 +157,7 @@ class Beside:
         place = self._told(file)
         both = f"train={place},test={place}"
         given = f"--split {both} for its rows, or " if self._reason(file) is None else ""
-        raise DapError(
+        raise Doubt(
             f"{shown(self._folder)} can be read in two ways: its folders are classes whose images are all of one split, and "
             f"column {column!r} of {file.name} parts them into splits. Give {given}{self.whole} for all images of the "
             "folders, or sort them into train/ and test/"
@@ -170,7 +174,7 @@ class Beside:
         for file in kinds.values():
             if (reason := self._reason(file)) is not None:
                 way = f"mend {self._told(file)}, because it {reason}, and {way}"
-        raise DapError(
+        raise Doubt(
             f"{shown(self._folder)} can be read in two ways: all images of its folders are of one split (then give "
             f"{self.whole}), or {names} say{'s' * (len(kinds) == 1)} which of them are of which split (then {way})"
         )

@@ -81,7 +81,9 @@ class Columns:
     def lacking(self) -> str:
         """A clause on what lacks where there is no column of labels."""
         names = ", ".join(map(shown, self.names[:12]))
-        return f"has no column of labels among {names}; call the right one 'label'"
+        bare = self.names[0].startswith("column 1")
+        first = "write a first line that names the columns, and " if bare else ""
+        return f"has no column of labels among {names}; {first}call the right one 'label'"
 
 
 def columns_of(file: Path, rows: Rows, there: Named, parting: str | None) -> Columns | None:

@@ -26,6 +26,7 @@ from dap.data.real.finding.facts import (
     unlabelled,
 )
 from dap.data.real.finding.labels import find_table
+from dap.data.real.finding.made import is_made
 from dap.data.real.finding.splits import ORDER, Split, exact, split_of
 from dap.data.real.finding.walking import LAYOUTS, class_folders, holds_images, is_folder, loose_images, visible
 from dap.data.real.names import some
@@ -221,6 +222,8 @@ class Reader:
     def _check_folders(self, split: str, above: Path | None, data: Path | None, reasons: Mapping[Path, str]) -> None:
         """Raise `DapError` where a table beside class folders says something else than they do, or, of one folder, could not be
         used as the table of its images: `reasons` says why."""
+        if any(map(is_made, (self.path, *(self.path / name for name in self.with_images)))):
+            return  # sets are no classes, which is told where the classes are opened
         empty = [name for name in self.folders if name not in self.with_images]
         beside = Beside(
             self.path, self.classes(), empty, above or self.top, data or self.top, None if above is None else split
