@@ -12,10 +12,10 @@ from dap.cli.main import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "judge.md").read_text(encoding="utf-8")
 SECTION = PAGE.partition("## Against your own sets\n")[2].partition("\n## ")[0]
-SMALL = "--set size=16 --set width=4 --epochs 1"
+SMALL = "--set size=16 --epochs 1"
 SMALLER = {"~/imagenet": "photos", "--classes imagewoof": "--classes blue green red", "--ipc 10": "--ipc 2"}
 SMALLER |= {"--size 256": "--size 8", "--set size=224": SMALL, "--trials 3": f"--trials 2 {SMALL}"}
-NAME = "minimax-hard+epochs=1+size=16+width=4"
+NAME = "minimax-hard+epochs=1+size=16"
 """The name of the protocol with these fields."""
 
 

@@ -322,7 +322,9 @@ class FeatureBank:
     def _cached(self, label: int, name: str, key: Mapping[str, Any], compute: Callable[[], Tensor]) -> Tensor:
         """What `compute` gives, from the class's part of the cache if there is a cache."""
         if self._key is None:
-            return compute()
+            return (
+                compute().contiguous()
+            )  # as a store keeps it: a CPU's kernels round by the order of the axes in memory
         if label not in self._stores:
             # The store holds nothing in memory: whether features stay there is the choice of `keep`.
             folder = self._folder / f"{label:05d}"

@@ -16,7 +16,7 @@ from dap.evaluation.report.confusion import by_class, confusions
 from dap.evaluation.report.drawings.curves import curves
 from dap.evaluation.report.findings import summary
 from dap.evaluation.report.groups import group_sets
-from dap.evaluation.report.sections import cost_table, measures_table
+from dap.evaluation.report.sections import cost_table, measures_table, networks_tables
 from dap.evaluation.report.summary import Row, summarise
 from dap.evaluation.report.suspicious import near_copies
 from dap.evaluation.report.tables import accuracy_table
@@ -182,3 +182,15 @@ def test_seconds_of_unlike_trainings_are_not_averaged(tmp_path):
     trials = [trial(0.5, seconds=10.0), trial(0.5, network="resnet18", epochs=3000, seconds=1000.0, device="cuda")]
     (line,) = cost_table(group_sets(report.load([make_set(tmp_path / "a", recipe("dap", 0), trials)]))).rows
     assert [one.text for one in line if " to " in one.text] == ["10.0 to 1000"]
+
+
+def test_a_group_without_trials_by_one_of_several_protocols_is_left_out_of_its_table(tmp_path):
+    networks = ("convnet3", "resnet18")
+    both = [trial(0.5, network=one, protocol=two) for one in networks for two in ("small-hard", "quick-hard")]
+    paths = [
+        make_set(tmp_path / "a", recipe("dap", 0), both),
+        make_set(tmp_path / "b", recipe("vanilla", 0), [trial(0.4, network=one) for one in networks]),
+    ]
+    sets = report.load(paths)
+    tables = networks_tables(group_sets(sets), summarise(sets))
+    assert sorted(len(table.rows) for table in tables) == [1, 2]

@@ -226,7 +226,9 @@ def networks_tables(groups: Sequence[Group], rows: Sequence[Row]) -> list[Table]
             stats = [score.get((group.key, network)) for network in networks]
             cells = [_bar(stat, top, group.first.unguided) for stat in stats]
             means = [stat.mean for stat in stats if stat]
-            same = len({stat.seeds if stat else None for stat in stats}) == 1  # else the networks saw different sets
+            same = (
+                means and len({stat.seeds if stat else None for stat in stats}) == 1
+            )  # else the networks saw different sets
             overall = fmean(means) if same else None
             if means:
                 body.append((named(group.label), *cells, Cell(percent(overall), overall)))
