@@ -31,8 +31,8 @@ FAST = ["--set", "epochs=1", "--set", "width=4", "--set", "size=16", "--sets", "
         ("mgd3,random", ["--classifier", "torchvision:resnet18"], r"none takes --classifier"),
         ("mgd3", ["--subsample", "1,2"], r"--subsample 2: no set has more than 2 images a class"),
         ("mgd3", ["--networks", "convnet1,convnet9"], r"Unknown network 'convnet9'. Did you mean"),
-        ("mgd3", ["--protocol", "rded-soft"], r"none of them"),
-        ("mgd3", ["--protocol", "fkd-soft"], r"labels, which are made of one finished set"),
+        ("mgd3", ["--protocol", "rded-soft", "--networks", "convnet1"], r"none of them"),
+        ("mgd3", ["--protocol", "fkd-soft", "--networks", "convnet1"], r"labels, which are made of one finished set"),
         ("mgd3", ["--on", "validation"], r"give --held-out"),
     ],
 )
