@@ -195,6 +195,10 @@ def targets(folder: Path) -> list[Target]:
             forms=None if file.endswith("l") else forms.csvs(rows))  # fmt: skip
         for number in range(2):
             (found[-1].folder / f"{number}.png").write_bytes(PICTURE)
+    add("list train.txt", "binary", "train.txt", [b"cat/a 0.png\ndog/b 1.png\n"], lambda path: seen(path.parent))
+    for name in ("cat/a 0.png", "dog/b 1.png"):
+        (found[-1].folder / name).parent.mkdir()
+        (found[-1].folder / name).write_bytes(PICTURE)
     add("folder tree", "tree", "", [], lambda place: seen(place), make=plant)
     add("folder tree, test", "tree", "", [], lambda place: seen(place, "test"), make=plant)
     add("import: which layout", "tree", "", [], detect, make=plant)

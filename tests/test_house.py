@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -179,3 +180,9 @@ def test_the_map_names_every_room():
     assert not {
         name for name in top - {"__main__.py"} if f"`{name}`" not in text and name != "data/" and name != "evaluation/"
     }
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """pytest would import one of them alone."""
+    times = Counter(file.name for file in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in times.items() if count > 1] == []
