@@ -16,6 +16,7 @@ from dap.base.seeding import generators, normal
 from dap.sampling import Batch, latents
 from dap.testing import check_backbone
 from dap.verbs.distill import distill
+from pretended import used_on_gpu
 
 BATCH = Batch(("Bag", "Dress"), (0, 1), (0, 0), (3, 4))
 PROMPTS = ["a video of Bag", "a video of Dress"]
@@ -194,3 +195,7 @@ def test_a_cogvideox_is_sampled_by_ddim_alone(tmp_path):
         latents(model, None, BATCH, steps=3, push_into="eps")
     noisy = latents(model, None, BATCH, steps=3, eta=1.0, solver="ddim")
     assert torch.isfinite(noisy).all()
+
+
+def test_it_works_on_a_gpu(folder):
+    used_on_gpu(folder)

@@ -26,6 +26,7 @@ from dap.sampling import Batch, latents
 from dap.testing import check_backbone
 from dap.verbs.distill import distill
 from dap.verbs.planning.roughly import paces
+from pretended import used_on_gpu
 
 FRAMES, WIDTH, HEADS, GRID = 3, 16, 2, 2
 
@@ -315,3 +316,7 @@ def test_the_command_converts_makes_sets_and_judges_them(vae, data, tmp_path, ca
     capsys.readouterr()
     dap("evaluate", tmp_path / "dap", *judging, "--out", tmp_path / "report", "--json")
     assert json.loads(capsys.readouterr().out)
+
+
+def test_it_works_on_a_gpu(folder):
+    used_on_gpu(folder)

@@ -21,6 +21,7 @@ from dap.guidance import MeanMatching
 from dap.refining import Descent, refine
 from dap.sampling import Batch, images, latents
 from dap.testing import check_backbone
+from pretended import used_on_gpu
 
 
 def unet(**options):
@@ -253,3 +254,7 @@ def test_a_field_that_is_not_followed_is_refused(folder, tmp_path, part, values,
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
     with pytest.raises(DapError, match=says):
         load(str(copy))
+
+
+def test_it_works_on_a_gpu(folder):
+    used_on_gpu(folder)

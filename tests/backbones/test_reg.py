@@ -20,6 +20,7 @@ from dap.base.seeding import generators, normal
 from dap.sampling import Batch, latents
 from dap.starter import CLASS_NAMES
 from dap.testing import check_backbone
+from pretended import used_on_gpu
 
 BATCH = Batch.of(CLASS_NAMES[:3], [0, 2], [0, 0], 5)
 
@@ -376,3 +377,7 @@ def test_a_set_is_distilled_from_start_to_end(method, options, folder, colours, 
         lost.unlink()
         distill(out=tmp_path / "set", method=method, **run, **options)
         assert lost.read_bytes() == before
+
+
+def test_it_works_on_a_gpu(folder):
+    used_on_gpu(folder)

@@ -21,6 +21,7 @@ from dap.base.seeding import generators, normal
 from dap.sampling import Batch, latents
 from dap.starter import CLASS_NAMES
 from dap.testing import check_backbone
+from pretended import used_on_gpu
 
 FAMILIES = tuple(tiny.SITS)
 
@@ -337,3 +338,7 @@ def test_a_set_is_distilled_from_start_to_end(folder, colours, tmp_path, method,
     assert images.shape == (4, 3, 8, 8) and images.std() > 0.01
     again = distill(out=tmp_path / "again", method=method, **run, **steps, **options)
     assert torch.equal(images, again.tensors()[0])
+
+
+def test_it_works_on_a_gpu(folder):
+    used_on_gpu(folder)

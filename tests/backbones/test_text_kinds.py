@@ -14,6 +14,7 @@ from dap.backbones import from_pipeline, load
 from dap.cli.main import main
 from dap.data.sets.distilled import DistilledSet
 from dap.recipe import Recipe
+from pretended import used_on_gpu
 
 KINDS = {
     "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", tiny_text.sdxl, "CreativeML Open RAIL++-M"),
@@ -113,3 +114,7 @@ def test_weights_of_few_steps_are_sampled_as_their_card_says():
     assert (plain.steps, plain.solver, plain.eta, plain.cfg) == (4, "ddim", 1.0, 1.0)
     assert (mine.steps, mine.solver, mine.eta, mine.cfg) == (20, "dpm++2m", None, 2.0)
     assert sampled(eta=0.5).eta == 0.5
+
+
+def test_it_works_on_a_gpu(made):
+    used_on_gpu(made.folder)

@@ -23,6 +23,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.sampling import Batch, latents
 from dap.testing import check_backbone
 from dap.verbs.distill import distill
+from pretended import used_on_gpu
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +193,7 @@ def test_the_command_makes_a_set_and_judges_it(folder, data, tmp_path, capsys):
 def _embedded(page: str) -> str:
     found = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
     return "".join(base64.b64decode(one).decode("latin-1") for one in found)
+
+
+def test_it_works_on_a_gpu(folder):
+    used_on_gpu(folder)

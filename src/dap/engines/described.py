@@ -71,7 +71,7 @@ def describe(made: DistilledSet, task: Task, command: str | None, said: Mapping[
     """
     backbone, recipe, kind = task.given.backbone, task.recipe, noun(made.frames)
     if made.noted("env.json") is None:
-        device = str(backbone.device) if backbone else None
+        device = str(backbone.device if backbone else task.device)
         more = {name: round(value, 3) for name, value in said.items() if value is not None and math.isfinite(value)}
         inputs = made.noted("inputs.json") or {}
         made.note("env.json", {"versions": versions(threads), "device": device, **inputs, **more})

@@ -104,9 +104,10 @@ class UNet(PromptedBackbone):
         width, scale = self.denoiser.config.time_cond_proj_dim, self.card.guidance
         if width is None or scale is None:
             return None
-        # The scale of Imagen's formula, which is smaller by one than that of diffusers and of `cfg`.
-        scales = torch.full((len(x),), scale - 1.0, device=x.device)
-        return self._pipe.get_guidance_scale_embedding(scales, embedding_dim=width).to(self.denoiser.dtype)
+        # The scale of Imagen's formula, which is smaller by one than that of diffusers and of `cfg`. The pipeline embeds it on
+        # the CPU, wherever its networks are.
+        scales = torch.full((len(x),), scale - 1.0)
+        return self._pipe.get_guidance_scale_embedding(scales, embedding_dim=width).to(x.device, self.denoiser.dtype)
 
     def run(self, x: Tensor, t: Time | Tensor, condition: Tensor) -> Tensor:
         (context,) = self.encodings(condition)

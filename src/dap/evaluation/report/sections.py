@@ -14,7 +14,7 @@ from dap.evaluation.report.meanings import MEANINGS, meaning, noun_of, ordered, 
 from dap.evaluation.report.records import MEASURES, Json, SetRecord, is_number
 from dap.evaluation.report.renderings.names import network_title
 from dap.evaluation.report.summary import Row, Setting, full_seconds, setting_of
-from dap.evaluation.report.suspicious import inspected
+from dap.evaluation.report.suspicious import known
 from dap.evaluation.report.tables import Table, plain_table
 from dap.evaluation.report.text import DASH, accuracy, count, differing, figure, percent, setting_name
 from dap.evaluation.spread import Stat
@@ -128,8 +128,7 @@ def _copied(group: Group) -> list[float]:
     searched for copies of unlike numbers of real images: among more images, more copies are found."""
     if len(_searched([group])) > 1:
         return []
-    looks = [[one.get("copy") for one in inspected(record).values()] for record in group.sets]
-    return [fmean(bool(copied) for copied in look) for look in looks if look and None not in look]
+    return [fmean(one["copy"] for one in images) for record in group.sets if (images := known(record))]
 
 
 def _searched(groups: Sequence[Group]) -> list[int]:

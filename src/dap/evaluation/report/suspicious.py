@@ -19,7 +19,7 @@ def inspected(record: SetRecord) -> dict[str, Json]:
     return {one["path"]: one for one in listed if isinstance(one, dict) and isinstance(one.get("path"), str)}
 
 
-def _known(record: SetRecord) -> list[Json]:
+def known(record: SetRecord) -> list[Json]:
     """The entries of the images of a set, where it is known of each of them whether it is a near-copy; [] else."""
     found = list(inspected(record).values())
     return found if all(isinstance(one.get("copy"), bool) for one in found) else []
@@ -36,7 +36,7 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
                 told.append(
                     f"{shown(record.path)}: only exact copies of real {record.noun}s are flagged. {rule['why']}"
                 )
-        looks, noun = [(record, known) for record in group.sets if (known := _known(record))], group.first.noun
+        looks, noun = [(record, images) for record in group.sets if (images := known(record))], group.first.noun
         copies = [(record, one) for record, images in looks for one in images if one.get("copy") is True]
         total = sum(len(images) for _, images in looks)
         if not copies:
