@@ -60,6 +60,37 @@ class OnGpu(Tensor):
     def __repr__(self, **how: Any) -> str:
         return f"OnGpu({self.held!r})"
 
+    # Methods, not cases of the mode below: torch calls hooks inside of its operations, where no mode is on.
+
+    def numpy(self, **how: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+
+    __array__ = numpy
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.held.untyped_storage()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.held.__reduce_ex__(protocol)
+
+    def new_tensor(self, data: Any, **how: Any) -> Tensor:
+        return moved(self.held.new_tensor(data, **{**how, "device": CPU}), how.get("device", GPU))
+
+    def to(self, *args: Any, **how: Any) -> Tensor:
+        return moved(self, *args, **how)
+
+    def cpu(self, **how: Any) -> Tensor:
+        return moved(self, CPU)
+
+    def cuda(self, device: Any = None, **how: Any) -> Tensor:
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if id(self) not in memo:
             copy = OnGpu(self.held.detach().clone())
@@ -115,6 +146,23 @@ def _named(one: Any) -> torch.device | None:
     return torch.device(one) if isinstance(one, str) and one.partition(":")[0] in {"cpu", "cuda"} else None
 
 
+def moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What `tensor.to` returns for these arguments."""
+    other = next((one for one in (*args, kwargs.get("other")) if isinstance(one, Tensor)), None)
+    where = next((where for one in (*args, kwargs.get("device")) if (where := _named(one)) is not None), None)
+    where = where if other is None else other.device
+    on_gpu = isinstance(tensor, OnGpu)
+    moves = where is not None and (where.type == "cuda") != on_gpu
+    if (where is not None and where.type not in {"cpu", "cuda"}) or not (on_gpu or moves):
+        return Tensor.to(tensor, *args, **kwargs)
+    asked = (*args, kwargs.get("dtype"), None if other is None else other.dtype)
+    dtype = next((one for one in asked if isinstance(one, torch.dtype)), tensor.dtype)
+    found = _Moved.apply(tensor) if moves else tensor.clone() if kwargs.get("copy") else tensor
+    found = found if dtype == found.dtype else found.type(dtype)
+    form = kwargs.get("memory_format", torch.preserve_format)
+    return found if form is torch.preserve_format else found.contiguous(memory_format=form)
+
+
 class _OfTwoDevices(TorchFunctionMode):
     """Turns what is asked to lie on `cuda` into an `OnGpu`, and what is asked to lie on the CPU into a plain tensor."""
 
@@ -127,15 +175,8 @@ class _OfTwoDevices(TorchFunctionMode):
                 return func(*args, **kwargs)
             finally:
                 _backward.pop()
-        if isinstance(first, OnGpu):
-            if name in {"numpy", "__array__"}:
-                raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
-            if name in {"tolist", "data_ptr", "untyped_storage", "__reduce_ex__"}:
-                return func(first.held, *args[1:], **kwargs)
-            if name == "new_tensor":
-                kwargs.setdefault("device", GPU)
-        if first is not None and name in {"to", "cpu", "cuda"}:
-            return self._moved(func, first, args[1:], kwargs)
+        if first is not None and name in {"to", "cuda"}:
+            return moved(first, *((GPU,) if name == "cuda" else args[1:]), **kwargs)
         where = _named(kwargs.get("device"))
         if where is None or where.type not in {"cpu", "cuda"}:
             return func(*args, **kwargs)
@@ -144,26 +185,7 @@ class _OfTwoDevices(TorchFunctionMode):
         found = func(*args, **{**kwargs, "device": CPU})
         if not isinstance(found, Tensor) or isinstance(found, OnGpu) == (where.type == "cuda"):
             return found
-        moved = _Moved.apply(found.detach())
-        return moved.requires_grad_(found.requires_grad)
-
-    @staticmethod
-    def _moved(func: Any, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """What `to`, `cpu` and `cuda` return."""
-        other = next((one for one in (*args, kwargs.get("other")) if isinstance(one, Tensor)), None)
-        named = (where for one in (*args, kwargs.get("device")) if (where := _named(one)) is not None)
-        where = GPU if func.__name__ == "cuda" else CPU if func.__name__ == "cpu" else next(named, None)
-        where = where if other is None else other.device
-        on_gpu = isinstance(tensor, OnGpu)
-        moves = where is not None and (where.type == "cuda") != on_gpu
-        if (where is not None and where.type not in {"cpu", "cuda"}) or not (on_gpu or moves):
-            return func(tensor, *args, **kwargs)
-        asked = (*args, kwargs.get("dtype"), None if other is None else other.dtype)
-        dtype = next((one for one in asked if isinstance(one, torch.dtype)), tensor.dtype)
-        found = _Moved.apply(tensor) if moves else tensor.clone() if kwargs.get("copy") else tensor
-        found = found if dtype == found.dtype else found.to(dtype)
-        form = kwargs.get("memory_format", torch.preserve_format)
-        return found if form is torch.preserve_format else found.contiguous(memory_format=form)
+        return _Moved.apply(found.detach()).requires_grad_(found.requires_grad)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from dap import tune_backbone
 from dap.cli.main import main
+from dap.data.real.sources import open_source
 from dap.data.sets.distilled import DistilledSet
+from dap.verbs.options import Machine
 from pretended import OnGpu, pretended_gpu
 
 QUICK = [
@@ -107,6 +111,61 @@ def test_networks_are_trained_and_sets_are_judged(colours, pipeline_folder, tmp_
 def test_a_backbone_is_checked(pipeline_folder, capsys):
     with pretended_gpu():
         run(capsys, "check", pipeline_folder)
+
+
+@pytest.mark.slow
+def test_backbones_are_trained_and_tuned(colours, pipeline_folder, sd_folder, tmp_path, capsys):
+    pictures, few = (
+        tmp_path / "pictures",
+        ["--minutes", "0.01", "--steps", "4", "--autoencoder-steps", "3", "--size", "16"],
+    )
+    for file in colours.glob("*/*/*.png"):
+        larger = pictures / file.relative_to(colours)
+        larger.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).resize((16, 16)).save(larger)
+    with pretended_gpu():
+        run(capsys, "train-backbone", "--data", pictures, *few, "--out", tmp_path / "own")
+        for folder in (pipeline_folder, sd_folder):
+            tune_backbone(folder, pictures, tmp_path / f"tuned {folder.name}", steps=2, machine=Machine(device="cuda"))
+
+
+@pytest.mark.slow
+def test_methods_with_a_classifier_or_captions(colours, pipeline_folder, sd_folder, tmp_path, capsys):
+    teacher, captions, source = tmp_path / "t.safetensors", tmp_path / "c.jsonl", open_source(colours, "train", size=8)
+    keys = [key for label in range(3) for key in source.keys(label, range(8))]
+    captions.write_text("".join(json.dumps({"path": key, "caption": "a thing"}) + "\n" for key in keys))
+    to = ["--data", colours, "--ipc", "2", "--steps", "3"]
+    with pretended_gpu():
+        run(capsys, "train-teacher", "--data", colours, "--epochs", "1", "--network", "convnet3", "--out", teacher)
+        of = {"cao2": ["--classifier", teacher, "--backbone", pipeline_folder], "d4m": ["--backbone", sd_folder]}
+        of["vlcp"] = ["--captions", captions, "--option", "epochs=1", "--backbone", sd_folder]
+        of["dap"] = ["--layer", "auto", "--scale", "auto", "--backbone", pipeline_folder]
+        of["vanilla+refine"] = [
+            "--refine-steps",
+            "2",
+            "--refine-prior",
+            "1",
+            "--backbone",
+            pipeline_folder,
+            "--ipc",
+            "12",
+        ]
+        for method, words in of.items():
+            run(capsys, "distill", "--method", method, *to, *words, "--out", tmp_path / method)
+        by = f"backbone:{pipeline_folder}"
+        run(
+            capsys,
+            "evaluate",
+            tmp_path / "dap",
+            "--protocol",
+            "quick-soft",
+            "--teacher",
+            by,
+            "--epochs",
+            "1",
+            "--out",
+            tmp_path / "r",
+        )
 
 
 def test_the_pretended_gpu_refuses_what_a_real_one_refuses():
