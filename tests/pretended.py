@@ -1,4 +1,4 @@
-"""A pretended GPU, so that tests without one can tell the tensors of two devices apart.
+"""A pretended KINDS[kind], so that tests without one can tell the tensors of two devices apart.
 
 Inside `pretended_gpu` torch says that the machine has one GPU. A tensor on `cuda` is an `OnGpu`: its numbers lie on the CPU
 and are computed there, but torch's rules for two devices hold. An operation on a tensor of the GPU and one of the CPU is an
@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dap.backbones import load
 
-GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
+CPU = torch.device("cpu")
+KINDS = {"cuda": torch.device("cuda:0"), "mps": torch.device("mps:0")}
 MEMORY = 80 * 10**9
 
 _aten: Any = torch.ops.aten
@@ -38,6 +39,8 @@ _TWO_DEVICES = {
 
 _backward: list[None] = []
 """One entry for each pass backward that is under way."""
+_gpus = [KINDS["cuda"]]
+"""The last one is the pretended GPU."""
 
 
 class OnGpu(Tensor):
@@ -47,14 +50,22 @@ class OnGpu(Tensor):
     """The same numbers on the CPU."""
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> OnGpu:
+    def __new__(cls, held: Tensor, requires_grad: bool | None = None) -> Any:
+        if isinstance(held, OnGpu):
+            held = held.held
+        if _gpus[-1].type == "mps" and held.dtype in {torch.float64, torch.complex128}:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
         layout = {"strides": held.stride(), "storage_offset": held.storage_offset()}
         made = Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype, device=CPU, **layout)
         made.held = held
-        return made
+        # accelerate makes the parameters of a layer that comes to the GPU by the type of the parameter before.
+        return made if requires_grad is None else torch.nn.Parameter(made, requires_grad)
 
-    device = property(lambda self: GPU)
-    is_cuda = property(lambda self: True)
+    device = property(lambda self: _gpus[-1])
+    is_cuda = property(lambda self: self.device.type == "cuda")
+    is_mps = property(lambda self: self.device.type == "mps")
     is_cpu = property(lambda self: False)
 
     def __repr__(self, **how: Any) -> str:
@@ -80,7 +91,7 @@ class OnGpu(Tensor):
         return self.held.__reduce_ex__(protocol)
 
     def new_tensor(self, data: Any, **how: Any) -> Tensor:
-        return moved(self.held.new_tensor(data, **{**how, "device": CPU}), how.get("device", GPU))
+        return moved(self.held.new_tensor(data, **{**how, "device": CPU}), how.get("device", self.device))
 
     def to(self, *args: Any, **how: Any) -> Tensor:
         return moved(self, *args, **how)
@@ -108,7 +119,9 @@ class OnGpu(Tensor):
         alone = any(one.dim() for one in tensors if not isinstance(one, OnGpu))
         into_cpu = func is not _aten.copy_.default and not isinstance(args[0], OnGpu)
         if alone and not _backward and (func not in _TWO_DEVICES or into_cpu):
-            raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu! ({func})")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found {_gpus[-1]} and cpu! ({func})"
+            )
         if kwargs.get("generator") is not None:
             raise RuntimeError(f"Expected a 'cuda' device type for generator but found 'cpu' ({func})")
         found = func(*tree_map(_down, args), **tree_map(_down, kwargs))
@@ -143,7 +156,7 @@ def _named(one: Any) -> torch.device | None:
     """The device that an argument names, or None."""
     if isinstance(one, torch.device):
         return one
-    return torch.device(one) if isinstance(one, str) and one.partition(":")[0] in {"cpu", "cuda"} else None
+    return torch.device(one) if isinstance(one, str) and one.partition(":")[0] in {"cpu", *KINDS} else None
 
 
 def moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -152,8 +165,8 @@ def moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     where = next((where for one in (*args, kwargs.get("device")) if (where := _named(one)) is not None), None)
     where = where if other is None else other.device
     on_gpu = isinstance(tensor, OnGpu)
-    moves = where is not None and (where.type == "cuda") != on_gpu
-    if (where is not None and where.type not in {"cpu", "cuda"}) or not (on_gpu or moves):
+    moves = where is not None and (where.type != "cpu") != on_gpu
+    if (where is not None and where.type not in {"cpu", _gpus[-1].type}) or not (on_gpu or moves):
         return Tensor.to(tensor, *args, **kwargs)
     asked = (*args, kwargs.get("dtype"), None if other is None else other.dtype)
     dtype = next((one for one in asked if isinstance(one, torch.dtype)), tensor.dtype)
@@ -176,25 +189,34 @@ class _OfTwoDevices(TorchFunctionMode):
             finally:
                 _backward.pop()
         if first is not None and name in {"to", "cuda"}:
-            return moved(first, *((GPU,) if name == "cuda" else args[1:]), **kwargs)
+            return moved(first, *((KINDS["cuda"],) if name == "cuda" else args[1:]), **kwargs)
         where = _named(kwargs.get("device"))
-        if where is None or where.type not in {"cpu", "cuda"}:
+        if where is None or where.type not in {"cpu", _gpus[-1].type}:
             return func(*args, **kwargs)
-        if where.type == "cuda" and kwargs.get("generator") is not None:
+        if where.type != "cpu" and kwargs.get("generator") is not None:
             raise RuntimeError(f"Expected a 'cuda' device type for generator but found 'cpu' ({name})")
         found = func(*args, **{**kwargs, "device": CPU})
-        if not isinstance(found, Tensor) or isinstance(found, OnGpu) == (where.type == "cuda"):
+        if not isinstance(found, Tensor) or isinstance(found, OnGpu) == (where.type != "cpu"):
             return found
         return _Moved.apply(found.detach()).requires_grad_(found.requires_grad)
 
 
 @contextlib.contextmanager
-def pretended_gpu() -> Iterator[None]:
-    """The machine has one GPU of 80 GB until the block ends. Only the thread that enters the block can use that GPU."""
+def pretended_gpu(kind: str = "cuda") -> Iterator[None]:
+    """The machine has one GPU until the block ends. Only the thread that enters the block can use that GPU.
+
+    Args:
+        kind: "cuda", a GPU of 80 GB; or "mps", an Apple GPU, which has no float64.
+    """
     properties = SimpleNamespace(total_memory=MEMORY, name="pretended", major=9, minor=0, multi_processor_count=1)
     answers: dict[str, Any] = dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), True)
     answers |= {"device_count": 1, "current_device": 0, "is_current_stream_capturing": False}
-    answers |= {"mem_get_info": (MEMORY, MEMORY), "memory_allocated": 0, "max_memory_allocated": 10**9}
+    answers |= {
+        "mem_get_info": (MEMORY, MEMORY),
+        "memory_allocated": 0,
+        "max_memory_allocated": 10**9,
+        "memory_reserved": 0,
+    }
     answers |= {"get_device_properties": properties, "get_device_name": "pretended", "get_device_capability": (9, 0)}
     answers |= dict.fromkeys(("synchronize", "empty_cache", "init", "reset_peak_memory_stats", "set_device"))
     answers |= dict.fromkeys(("set_per_process_memory_fraction", "manual_seed", "manual_seed_all", "set_rng_state"))
@@ -208,8 +230,12 @@ def pretended_gpu() -> Iterator[None]:
         self.plain.__enter__()
 
     with contextlib.ExitStack() as stack:
-        for name, answer in told.items():
+        _gpus.append(KINDS[kind])
+        stack.callback(_gpus.pop)
+        for name, answer in told.items() if kind == "cuda" else ():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
+        if kind == "mps":
+            stack.enter_context(mock.patch.object(torch.backends.mps, "is_available", lambda: True))
         stack.enter_context(mock.patch.object(torch.accelerator, "current_stream", lambda *_: stream))
         stack.enter_context(mock.patch.object(inference, "__enter__", enter))
         stack.enter_context(mock.patch.object(inference, "__exit__", lambda self, *why: self.plain.__exit__(*why)))
@@ -220,11 +246,11 @@ def pretended_gpu() -> Iterator[None]:
         yield
 
 
-def used_on_gpu(folder: Path) -> None:
-    """Load the backbone of a folder onto the pretended GPU, and ask it for all that a method asks for."""
-    with pretended_gpu():
-        backbone = load(str(folder))
-        assert backbone.device == GPU
+def used_on_gpu(folder: Path, kind: str = "cuda", offload: str = "none") -> None:
+    """Load the backbone of a folder onto the pretended KINDS[kind], and ask it for all that a method asks for."""
+    with pretended_gpu(kind):
+        backbone = load(str(folder), device=kind, offload=offload)
+        assert backbone.device.type == kind
         x = torch.randn(2, *backbone.latent_shape).to(backbone.device)
         names = backbone.class_names[:2] if backbone.class_names else ("red", "green")
         condition, t = backbone.condition(names), 600
@@ -233,9 +259,10 @@ def used_on_gpu(folder: Path) -> None:
         for way in ("features", "denoiser"):
             found = backbone.predict(leaf, t, condition, layer=layer, grad_through=way)
             (gradient,) = torch.autograd.grad(found.features.square().mean(), leaf)
-            assert {found.eps.device, found.features.device, gradient.device} == {GPU}
+            assert {found.eps.device, found.features.device, gradient.device} == {KINDS[kind]}
         assert {backbone.predict(x, t, backbone.null(2)).eps.device, backbone.tap(x, t, condition, layer).device} == {
-            GPU
+            KINDS[kind]
         }
+        del found  # its graph must not hold weights that are about to leave the GPU
         images = backbone.decode(x)
-        assert backbone.encode(images.cpu()).device == GPU and backbone.encode(images).shape == x.shape
+        assert backbone.encode(images.cpu()).device == KINDS[kind] and backbone.encode(images).shape == x.shape

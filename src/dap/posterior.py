@@ -150,7 +150,7 @@ def _error(backbone: Backbone, t: Time, noise: Tensor, latents: Tensor, conditio
     """The error (n,) of the predicted noise of each image under its condition, in float64 on the CPU."""
     alpha, sigma = backbone.schedule.level(t)
     eps = backbone.predict(alpha * latents + sigma * noise, t, condition).eps
-    return (eps - noise).flatten(1).square().mean(1).double().cpu()
+    return (eps - noise).flatten(1).square().mean(1).cpu().double()
 
 
 def errors(

@@ -197,5 +197,8 @@ def test_a_cogvideox_is_sampled_by_ddim_alone(tmp_path):
     assert torch.isfinite(noisy).all()
 
 
-def test_it_works_on_a_gpu(folder):
-    used_on_gpu(folder)
+@pytest.mark.parametrize(
+    "offload", ["none", *(pytest.param(how, marks=pytest.mark.slow) for how in ("model", "sequential"))]
+)
+def test_it_works_on_a_gpu(folder, offload):
+    used_on_gpu(folder, offload=offload)

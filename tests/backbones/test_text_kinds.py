@@ -116,5 +116,8 @@ def test_weights_of_few_steps_are_sampled_as_their_card_says():
     assert sampled(eta=0.5).eta == 0.5
 
 
-def test_it_works_on_a_gpu(made):
-    used_on_gpu(made.folder)
+@pytest.mark.parametrize(
+    "offload", ["none", *(pytest.param(how, marks=pytest.mark.slow) for how in ("model", "sequential"))]
+)
+def test_it_works_on_a_gpu(made, offload):
+    used_on_gpu(made.folder, offload=offload)

@@ -195,5 +195,8 @@ def _embedded(page: str) -> str:
     return "".join(base64.b64decode(one).decode("latin-1") for one in found)
 
 
-def test_it_works_on_a_gpu(folder):
-    used_on_gpu(folder)
+@pytest.mark.parametrize(
+    "offload", ["none", *(pytest.param(how, marks=pytest.mark.slow) for how in ("model", "sequential"))]
+)
+def test_it_works_on_a_gpu(folder, offload):
+    used_on_gpu(folder, offload=offload)

@@ -22,7 +22,7 @@ GIB = 2**30
 
 
 class Card:
-    """A GPU of 16 GiB of which 10 are free, and this process has taken 1."""
+    """A GPU of 16 GiB of which 10 are free. This process has taken 3 and uses 1."""
 
     def __init__(self, monkeypatch):
         self.fractions = []
@@ -31,16 +31,17 @@ class Card:
         monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *args: self.fractions.append(args))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: (10 * GIB, 16 * GIB))
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda n: GIB)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda n: 3 * GIB)
 
 
 def test_torch_gets_the_limit_and_what_is_free_is_within_it(monkeypatch):
     card = Card(monkeypatch)
-    assert vram.free(GPU) == 10 * GIB
+    assert vram.free(GPU) == 12 * GIB, "10 are free, and torch keeps 2 for later"
     assert vram.limit(GPU, 4) is None
     assert card.fractions == [(0.25, 1)]
     assert vram.free(GPU) == 3 * GIB, "of 4 GiB one is taken"
     assert vram.limit(GPU, 100) is None
-    assert card.fractions[-1] == (1.0, 1) and vram.free(GPU) == 10 * GIB, "no more than the GPU has"
+    assert card.fractions[-1] == (1.0, 1) and vram.free(GPU) == 12 * GIB, "no more than the GPU has"
     assert vram.limit(GPU, None) is None
     assert vram.limit(GPU, None) is None
     assert card.fractions == [(0.25, 1), (1.0, 1), (1.0, 1)], "taken away once"

@@ -6,7 +6,7 @@ No machine of this project has a GPU, so that a mistake of this kind would be se
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import shlex
 
 import pytest
 import torch
@@ -19,153 +19,88 @@ from dap.data.sets.distilled import DistilledSet
 from dap.verbs.options import Machine
 from pretended import OnGpu, pretended_gpu
 
-QUICK = [
-    ["--method", "auto", "--refine-steps", "2"],
-    ["--method", "dap-slots"],
-    ["--method", "dm", "--option", "iterations=1"],
-]
-SLOW = [
-    ["--method", name] for name in ("vanilla", "dap", "mgd3", "manifold-gd", "d3hr", "vanilla+refine", "random+refine")
-]
-SLOW += [["--method", name, "--option", "iterations=1"] for name in ("dc", "dsa", "mtt")]
-SLOW += [["--method", name, "--option", "epochs=1"] for name in ("igd", "minimax")]
-FREE = {"dm", "dc", "dsa", "mtt"}
+QUICK = ["auto --refine-steps 2", "dap-slots", "dm --option iterations=1"]
+SLOW = ["vanilla", "dap", "mgd3", "manifold-gd", "d3hr", "vanilla+refine", "random+refine"]
+SLOW += ["dc --option iterations=1", "dsa --option iterations=1", "mtt --option iterations=1"]
+SLOW += ["igd --option epochs=1", "minimax --option epochs=1"]
+FREE = ("dm", "dc", "dsa", "mtt")
 """Methods without a backbone."""
 
 
-def run(capsys, *words, device: str = "cuda") -> None:
-    status = main([*map(str, words), "--device", device])
-    assert status == 0, capsys.readouterr().err
+@pytest.fixture(params=["cuda", pytest.param("mps", marks=pytest.mark.slow)])
+def gpu(request):
+    """The name of a pretended GPU, which is there during the test."""
+    with pretended_gpu(request.param):
+        yield request.param
 
 
-def made(capsys, out: Path, *words, device: str) -> torch.Tensor:
-    run(capsys, "distill", "--ipc", "2", "--out", out, *words, device=device)
-    return DistilledSet.open(out).tensors()[0]
+@pytest.fixture
+def run(capsys, gpu):
+    """Runs a command on the pretended GPU, or on another device."""
+
+    def command(line: str, device: str = gpu) -> None:
+        status = main([*shlex.split(line), "--device", device])
+        assert status == 0, capsys.readouterr().err
+
+    return command
 
 
-@pytest.mark.parametrize(
-    "words", [*QUICK, *(pytest.param(words, marks=pytest.mark.slow) for words in SLOW)], ids=lambda w: w[1]
-)
-def test_sets_are_made_and_equal_those_of_the_cpu(words, colours, pipeline_folder, tmp_path, capsys):
-    words = [*words, "--data", colours]
-    words += ["--size", "8"] if words[1] in FREE else ["--backbone", pipeline_folder, "--steps", "3"]
-    on_cpu = made(capsys, tmp_path / "cpu", *words, device="cpu")
-    with pretended_gpu():
-        on_gpu = made(capsys, tmp_path / "gpu", *words, device="cuda")
-    assert json.loads((tmp_path / "gpu" / "env.json").read_text())["device"].startswith("cuda")
+@pytest.mark.parametrize("method", [*QUICK, *(pytest.param(words, marks=pytest.mark.slow) for words in SLOW)])
+def test_sets_are_made_and_equal_those_of_the_cpu(method, colours, pipeline_folder, tmp_path, gpu, run):
+    of = "--size 8" if method.startswith(FREE) else f"--backbone {pipeline_folder} --steps 3"
+    images = []
+    for device in ("cpu", gpu):
+        run(f"distill --method {method} --data {colours} {of} --ipc 2 --out {tmp_path / device}", device)
+        assert json.loads((tmp_path / device / "env.json").read_text())["device"].startswith(device)
+        images.append(DistilledSet.open(tmp_path / device).tensors()[0])
     # The kernels are the CPU's, but code may choose another way to the same numbers on a GPU.
-    assert (on_cpu - on_gpu).abs().max() <= 2 / 255
+    assert (images[0] - images[1]).abs().max() <= 2 / 255
 
 
-def test_networks_are_trained_and_sets_are_judged(colours, pipeline_folder, tmp_path, capsys):
+def test_networks_are_trained_and_sets_are_judged(colours, pipeline_folder, tmp_path, run):
     teacher, one = tmp_path / "teacher.safetensors", tmp_path / "set"
-    with pretended_gpu():
-        run(capsys, "train-teacher", "--data", colours, "--epochs", "1", "--network", "convnet3", "--out", teacher)
-        run(
-            capsys,
-            "distill",
-            "--method",
-            "herding",
-            "--data",
-            colours,
-            "--size",
-            "8",
-            "--ipc",
-            "2",
-            "--classifier",
-            teacher,
-            "--out",
-            one,
-        )
-        run(capsys, "classify", one, "--backbone", pipeline_folder, "--data", colours, "--times", "2", "--reals", "2")
-        run(
-            capsys,
-            "evaluate",
-            one,
-            "--protocol",
-            "quick-hard",
-            "--epochs",
-            "1",
-            "--networks",
-            "convnet3,resnet18",
-            "--out",
-            tmp_path / "r",
-        )
-        run(
-            capsys,
-            "evaluate",
-            one,
-            "--protocol",
-            "quick-soft",
-            "--teacher",
-            teacher,
-            "--epochs",
-            "1",
-            "--out",
-            tmp_path / "s",
-        )
-        run(capsys, "export", one, "--layout", "fkd", "--teacher", teacher, "--out", tmp_path / "fkd")
+    run(f"train-teacher --data {colours} --epochs 1 --network convnet3 --out {teacher}")
+    run(f"distill --method herding --data {colours} --size 8 --ipc 2 --classifier {teacher} --out {one}")
+    run(f"classify {one} --backbone {pipeline_folder} --data {colours} --times 2 --reals 2")
+    run(f"evaluate {one} --protocol quick-hard --epochs 1 --networks convnet3,resnet18 --out {tmp_path / 'hard'}")
+    run(f"evaluate {one} --protocol quick-soft --epochs 1 --teacher {teacher} --out {tmp_path / 'soft'}")
+    run(f"export {one} --layout fkd --teacher {teacher} --out {tmp_path / 'fkd'}")
 
 
 @pytest.mark.slow
-def test_a_backbone_is_checked(pipeline_folder, capsys):
-    with pretended_gpu():
-        run(capsys, "check", pipeline_folder)
+def test_a_backbone_is_checked(pipeline_folder, run):
+    run(f"check {pipeline_folder}")
 
 
 @pytest.mark.slow
-def test_backbones_are_trained_and_tuned(colours, pipeline_folder, sd_folder, tmp_path, capsys):
-    pictures, few = (
-        tmp_path / "pictures",
-        ["--minutes", "0.01", "--steps", "4", "--autoencoder-steps", "3", "--size", "16"],
-    )
+def test_backbones_are_trained_and_tuned(colours, pipeline_folder, sd_folder, tmp_path, gpu, run):
+    pictures = tmp_path / "pictures"
     for file in colours.glob("*/*/*.png"):
         larger = pictures / file.relative_to(colours)
         larger.parent.mkdir(parents=True, exist_ok=True)
         Image.open(file).resize((16, 16)).save(larger)
-    with pretended_gpu():
-        run(capsys, "train-backbone", "--data", pictures, *few, "--out", tmp_path / "own")
-        for folder in (pipeline_folder, sd_folder):
-            tune_backbone(folder, pictures, tmp_path / f"tuned {folder.name}", steps=2, machine=Machine(device="cuda"))
+    few = "--minutes 0.01 --steps 4 --autoencoder-steps 3 --size 16"
+    run(f"train-backbone --data {pictures} {few} --out {tmp_path / 'own'}")
+    for folder in (pipeline_folder, sd_folder):
+        tune_backbone(folder, pictures, tmp_path / f"tuned {folder.name}", steps=2, machine=Machine(device=gpu))
 
 
 @pytest.mark.slow
-def test_methods_with_a_classifier_or_captions(colours, pipeline_folder, sd_folder, tmp_path, capsys):
+def test_methods_with_a_classifier_or_captions(colours, pipeline_folder, sd_folder, tmp_path, run):
     teacher, captions, source = tmp_path / "t.safetensors", tmp_path / "c.jsonl", open_source(colours, "train", size=8)
     keys = [key for label in range(3) for key in source.keys(label, range(8))]
     captions.write_text("".join(json.dumps({"path": key, "caption": "a thing"}) + "\n" for key in keys))
-    to = ["--data", colours, "--ipc", "2", "--steps", "3"]
-    with pretended_gpu():
-        run(capsys, "train-teacher", "--data", colours, "--epochs", "1", "--network", "convnet3", "--out", teacher)
-        of = {"cao2": ["--classifier", teacher, "--backbone", pipeline_folder], "d4m": ["--backbone", sd_folder]}
-        of["vlcp"] = ["--captions", captions, "--option", "epochs=1", "--backbone", sd_folder]
-        of["dap"] = ["--layer", "auto", "--scale", "auto", "--backbone", pipeline_folder]
-        of["vanilla+refine"] = [
-            "--refine-steps",
-            "2",
-            "--refine-prior",
-            "1",
-            "--backbone",
-            pipeline_folder,
-            "--ipc",
-            "12",
-        ]
-        for method, words in of.items():
-            run(capsys, "distill", "--method", method, *to, *words, "--out", tmp_path / method)
-        by = f"backbone:{pipeline_folder}"
-        run(
-            capsys,
-            "evaluate",
-            tmp_path / "dap",
-            "--protocol",
-            "quick-soft",
-            "--teacher",
-            by,
-            "--epochs",
-            "1",
-            "--out",
-            tmp_path / "r",
-        )
+    run(f"train-teacher --data {colours} --epochs 1 --network convnet3 --out {teacher}")
+    for words in (
+        f"cao2 --ipc 2 --backbone {pipeline_folder} --classifier {teacher}",
+        f"vlcp --ipc 2 --backbone {sd_folder} --captions {captions} --option epochs=1",
+        f"d4m --ipc 2 --backbone {sd_folder}",
+        f"dap --ipc 2 --backbone {pipeline_folder} --layer auto --scale auto",
+        f"vanilla+refine --ipc 12 --backbone {pipeline_folder} --refine-steps 2 --refine-prior 1",
+    ):
+        run(f"distill --method {words} --data {colours} --steps 3 --out {tmp_path / words.split()[0]}")
+    of = f"--teacher backbone:{pipeline_folder} --epochs 1"
+    run(f"evaluate {tmp_path / 'dap'} --protocol quick-soft {of} --out {tmp_path / 'report'}")
 
 
 def test_the_pretended_gpu_refuses_what_a_real_one_refuses():
@@ -185,6 +120,11 @@ def test_the_pretended_gpu_refuses_what_a_real_one_refuses():
             on_gpu.normal_(generator=torch.Generator())
         with pytest.raises(RuntimeError, match="same device"):
             torch.nn.Linear(3, 1).to("cuda")(on_cpu)
+    with pretended_gpu("mps"):
+        with pytest.raises(TypeError, match="float64"):
+            torch.ones(3).to("mps").double()
+        with pytest.raises(TypeError, match="float64"):
+            torch.ones(3, dtype=torch.float64).to("mps")
 
 
 def test_the_pretended_gpu_allows_what_a_real_one_allows():

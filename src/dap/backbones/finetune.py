@@ -288,7 +288,7 @@ class Denoising:
         schedule = backbone.schedule
         assert isinstance(schedule, VariancePreserving) and backbone.predicts == "eps"
         self.backbone = backbone
-        self.abar = schedule.alphas_cumprod.double().to(backbone.device)
+        self.abar = schedule.alphas_cumprod.double()
         before = torch.cat([self.abar.new_ones(1), self.abar[:-1]])
         self.beta = 1 - self.abar / before
         self.of_x0 = self.beta * before.sqrt() / (1 - self.abar)
@@ -301,17 +301,16 @@ class Denoising:
         x0, n = batch.latents, len(batch.latents)
         t = torch.randint(len(self.abar), (n,), generator=generator)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
-        dropped = torch.rand(n, generator=generator) < DROP
-        t, dropped = t.to(x0.device), dropped.to(x0.device)
+        dropped = (torch.rand(n, generator=generator) < DROP).to(x0.device)
 
         def at(values: Tensor) -> Tensor:
-            return values[t].float().view(n, *[1] * (x0.ndim - 1))
+            return values[t].float().to(x0.device).view(n, *[1] * (x0.ndim - 1))
 
         alpha, sigma = at(self.abar.sqrt()), at((1 - self.abar).sqrt())
         x = alpha * x0 + sigma * noise
         condition = torch.where(dropped, self.backbone.null(n) if batch.null is None else batch.null, batch.condition)
         # `read` treats a prediction of noise in the same way at every time, so the time 0 serves for all.
-        found = self.backbone.read(x, 0, self.backbone.run(x, t, condition))
+        found = self.backbone.read(x, 0, self.backbone.run(x, t.to(x0.device), condition))
         loss = (noise - found.eps).square().mean()
         predicted = (x - sigma * found.eps) / alpha
         if found.variance is not None:

@@ -84,8 +84,8 @@ class ModuleBackbone(Backbone):
         self.predicts: Predicts = predicts_of(predicts)
         self.learned_variance = learned_variance
         self._labels = imagenet.lookup(self.class_names)
-        self.offloaded = False
-        """Whether parts leave the device while others work."""
+        self.offloaded = ""
+        """How parts leave the device while others work, "model" or "sequential"; "" where all stay."""
         self._hash: str | None = None
         self._float32: Any = None
         """The autoencoder in float32, once it has overflowed in float16."""
@@ -241,7 +241,7 @@ class ModuleBackbone(Backbone):
     def decode_with_graph(self, latents: Tensor) -> Tensor:
         if self.vae is None:
             return latents / 2 + 0.5
-        z = (latents / self._scale + self._shift).to(self.device, self.vae.dtype)
+        z = (latents.to(self.device) / self._scale + self._shift).to(self.vae.dtype)
         images = torch.cat(vram.in_parts(lambda part: self._wide(part, _decoded), self._together, z))
         return images / 2 + 0.5
 
@@ -280,7 +280,7 @@ class ModuleBackbone(Backbone):
 
     def _by_channel(self, field: str, otherwise: float) -> float | Tensor:
         said = self.vae.config.get(field)
-        return otherwise if said is None else torch.tensor(said, device=self.vae.device).view(-1, 1, 1)
+        return otherwise if said is None else torch.tensor(said, device=self.device).view(-1, 1, 1)
 
     def settings(self) -> dict[str, Any]:
         said = {**super().settings(), "predicts": self.predicts, "configurations": self._configurations()}

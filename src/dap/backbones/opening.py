@@ -20,6 +20,7 @@ from dap.backbones.known import KINDS
 from dap.backbones.placing import Offload, offload_on, place, settle
 from dap.backbones.schedules import steps_of
 from dap.backbones.strange import refuse_ending, refuse_folder, refuse_tensors, without_backbone
+from dap.base.devices.precision import precise
 from dap.base.errors import DapError, first_line
 from dap.base.files import expanded
 from dap.base.parsing import brief
@@ -127,6 +128,8 @@ def tried(backbone: Backbone) -> Backbone:
         ) from error
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
         reason = first_line(error)
+        if re.search(r"cuda|cudnn|cublas|same device|kernel image", reason, re.IGNORECASE):
+            raise DapError(f"{card.name} does not work on {backbone.device}: {reason.rstrip('.')}.") from error
         raise DapError(
             f"The parts of {card.name} do not fit each other, or a config.json says something else than its weights were "
             f"trained with: {reason.rstrip('.')}. Fetch or save the folder anew."
@@ -141,7 +144,7 @@ def tried(backbone: Backbone) -> Backbone:
             f"{card.name} predicts noise that is not finite; use --dtype float32, or fetch the weights anew."
         )
     # A network that gives one number for everything predicts one noise, or, where it predicts v or x_0, a multiple of x_t.
-    centred, noise = x.double() - x.double().mean(), eps.double() - eps.double().mean()
+    centred, noise = (one - one.mean() for one in (precise(x), precise(eps)))
     rest = noise - (noise * centred).sum() / centred.square().sum() * centred
     if rest.std() < FLAT * max(1.0, float(noise.std())):
         raise DapError(

@@ -67,6 +67,6 @@ def settle(backbone: Backbone, pipe: Any, device: torch.device, how: Offload) ->
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.enable_sequential_cpu_offload(device=device)
-    backbone.device, backbone.offloaded = device, True
+    backbone.device, backbone.offloaded = device, how
     if isinstance(backbone, PromptedBackbone) and how == "model":
         backbone.make_room = pipe.maybe_free_model_hooks

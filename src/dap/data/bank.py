@@ -106,6 +106,10 @@ class FeatureBank:
         options = options or BankOptions()
         card = backbone.card
         card.check_images(getattr(source, "size", card.size), getattr(source, "frames", card.frames))
+        if beside is None and getattr(getattr(backbone, "denoiser", None), "dtype", None) == torch.float16:
+            log.warning(
+                "float16 rounds small gradients to 0, so pushes towards real images are less exact. bfloat16 does not."
+            )
         self.skip, self.beside = skip, beside
         self.source, self.backbone, self.options, self.ipc, self.keep = source, backbone, options, ipc, keep
         self.layer = backbone.check_layer(options.layer or backbone.card.layer)

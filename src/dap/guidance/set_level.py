@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dap.base.devices.precision import precise
 from dap.base.errors import DapError
 from dap.guidance.base import State
 from dap.guidance.reals import ToReals, by_class
@@ -132,7 +133,7 @@ class LogDet(SetEnergy):
     def shared(self, mine: Tensor, real: Tensor) -> Tensor:
         kernel, n = self.kernel.fit(real), len(mine)
         length = kernel.diag(mine).clamp_min(EPSILON).sqrt()
-        alike = (kernel(mine, mine) / (length[:, None] * length)).double()
+        alike = precise(kernel(mine, mine) / (length[:, None] * length))
         # The diagonal is 1 whatever the features are; rounding would give it a gradient, the only one of an image alone.
         one = torch.eye(n, dtype=alike.dtype, device=alike.device)
         gram = (alike + alike.T) / 2 * (1 - one) + (1 + self.ridge) * one

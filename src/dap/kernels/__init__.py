@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dap.base.devices.precision import precise
 from dap.base.errors import DapError
 from dap.base.parsing import brief
 from dap.base.registry import Recorded, resolve
@@ -52,7 +53,7 @@ class Kernel(Recorded, ABC):
 
     def squared_distance(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         """D_K(x_i, y_j)². The default expands it in float64. Override it if a form is known that subtracts no large numbers."""
-        x, y = x.double(), y.double()
+        x, y = precise(x), precise(y)
         return (self.diag(x)[:, None] + self.diag(y)[None] - 2 * self(x, y)).clamp_min(0)
 
     def fit(self, features: Float[Tensor, "n d"]) -> Kernel:

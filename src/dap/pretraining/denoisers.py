@@ -256,5 +256,7 @@ def held_out_of(learner: Learner, latents: Latents, batch: int, limit: int = 256
 
 
 def mixed(device: torch.device) -> AbstractContextManager[Any]:
-    """Mixed precision where it pays: bfloat16 on a GPU. On CPUs it gained less than a fifth, so there all is float32."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    """Mixed precision where it pays: bfloat16 on a GPU that computes in it. GPUs before Ampere only emulate it, and on CPUs it
+    gained less than a fifth, so there all is float32."""
+    pays = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast("cuda", torch.bfloat16) if pays else nullcontext()

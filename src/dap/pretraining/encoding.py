@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dap.base.devices.waiting import wait_for
 from dap.base.errors import DapError
 from dap.pretraining.networks import Sizes
 from dap.pretraining.notes import Asked
@@ -117,8 +118,7 @@ def seconds_of_encoding(vae: Any, sizes: Sizes, images: int, device: torch.devic
         )
         began = time.monotonic()
         encoded(vae, pictures, device, seed=0, versions=1)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         taken = time.monotonic() - began
         if taken > SLOW:
             break

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dap.backbones.base import Card
+from dap.base.devices.waiting import wait_for
 from dap.base.errors import DapError
 from dap.pretraining import autoencoders, denoisers
 from dap.pretraining.encoding import SMALLEST, Encoding
@@ -273,7 +274,6 @@ def seconds_of(
         optimiser.zero_grad(set_to_none=True)
         loss_of(torch.Generator().manual_seed(number)).backward()
         optimiser.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         found.append(time.monotonic() - began)
     return min(found[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -202,7 +203,9 @@ class Training:
         return lambda done, total: self.watcher.work(name, done, total)
 
     def _quickly(self, module: nn.Module, steps: int) -> None:
-        if self.device.type == "cuda" and steps >= WORTH:
+        # torch's compiler for GPUs calls one for C, and fails without it at the first step.
+        compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
+        if self.device.type == "cuda" and steps >= WORTH and any(map(shutil.which, compilers)):
             module.compile()
 
     def _reconstructions(self, vae: Any) -> list[Any]:

@@ -193,7 +193,8 @@ def random_state(p: Probe) -> Verdicts:
                 f"it draws from the global generator of {name}; use dap.base.seeding.generators of its own seeds."
             )
     gap = difference(p.latents(p.guidance), first)
-    if gap:
+    # A GPU may add in another order the second time.
+    if gap > (0.0 if p.backbone.device.type == "cpu" else 0.01):
         yield wrong(f"the same seeds give another image the second time (by {gap:.1e}); keep no state between runs.")
     return "no global generator moves, and the same seeds give the same images"
 

@@ -71,7 +71,7 @@ class Flux(PromptedBackbone):
         self._pipe = pipe
         # The places of the tokens: text has none, and a patch has a row and a column.
         rows, columns = torch.meshgrid(torch.arange(side // 2), torch.arange(side // 2), indexing="ij")
-        self._places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(self.device)
+        self._places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
 
     @classmethod
     def from_pipeline(cls, pipe: Any, found: Found) -> Flux:
@@ -103,7 +103,7 @@ class Flux(PromptedBackbone):
             pooled_projections=pooled.to(dtype),
             encoder_hidden_states=states.to(dtype),
             txt_ids=torch.zeros(states.shape[1], 3, dtype=dtype, device=x.device),
-            img_ids=self._places.to(dtype),
+            img_ids=self._places.to(x.device, dtype),
         ).sample.float()
         return out.reshape(n, h // 2, w // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 

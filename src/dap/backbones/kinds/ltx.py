@@ -100,12 +100,12 @@ class LTX(PromptedBackbone):
     @property
     def _shift(self) -> Tensor:
         """The mean of each channel of the autoencoder's latents, (C, 1, 1, 1)."""
-        return self.vae.latents_mean.float().view(-1, 1, 1, 1)
+        return self.vae.latents_mean.to(self.device).float().view(-1, 1, 1, 1)
 
     @property
     def _scale(self) -> Tensor:
         """The scaling factor over the standard deviation of each channel of the autoencoder's latents, (C, 1, 1, 1)."""
-        return self.vae.config.scaling_factor / self.vae.latents_std.float().view(-1, 1, 1, 1)
+        return self.vae.config.scaling_factor / self.vae.latents_std.to(self.device).float().view(-1, 1, 1, 1)
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "tokens": TOKENS, "frames a second": RATE}

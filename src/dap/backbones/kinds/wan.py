@@ -93,9 +93,9 @@ class Wan(PromptedBackbone):
     @property
     def _shift(self) -> Tensor:
         """The mean of each channel of the autoencoder's latents, (C, 1, 1, 1)."""
-        return torch.tensor(self.vae.config.latents_mean, device=self.vae.device).view(-1, 1, 1, 1)
+        return torch.tensor(self.vae.config.latents_mean, device=self.device).view(-1, 1, 1, 1)
 
     @property
     def _scale(self) -> Tensor:
         """One over the standard deviation of each channel of the autoencoder's latents, (C, 1, 1, 1)."""
-        return 1 / torch.tensor(self.vae.config.latents_std, device=self.vae.device).view(-1, 1, 1, 1)
+        return 1 / torch.tensor(self.vae.config.latents_std, device=self.device).view(-1, 1, 1, 1)

@@ -55,11 +55,13 @@ def limit(device: torch.device, gib: float | None) -> str | None:
 
 
 def free(device: torch.device) -> int:
-    """Bytes of a GPU that this process can still take: what is free on it, and no more than its limit leaves."""
+    """Bytes of a GPU that this process can still take: what is free on it or kept by torch for later, and no more than its limit
+    leaves."""
     number = _number(device)
-    found = torch.cuda.mem_get_info(number)[0]
+    taken = torch.cuda.memory_allocated(number)
+    found = torch.cuda.mem_get_info(number)[0] + torch.cuda.memory_reserved(number) - taken
     if number in _limits:
-        found = min(found, max(0, _limits[number] - torch.cuda.memory_allocated(number)))
+        found = min(found, max(0, _limits[number] - taken))
     return found
 
 

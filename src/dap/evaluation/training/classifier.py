@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from dap.base.devices.precision import precise
 from dap.base.errors import DapError
 from dap.base.registry import hash_of_code
 from dap.data.real.names import select
@@ -76,7 +77,7 @@ class Classifier:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Softmax (n, classes), float64, of the logits of the classes asked for."""
-        return self.logits(images).double().softmax(1)
+        return precise(self.logits(images)).softmax(1)
 
     def features(self, images: Tensor) -> Tensor:
         """Features (n, D), float32: the input of the last linear layer.

@@ -74,12 +74,27 @@ def held_back(net: nn.Module, last: bool) -> AbstractContextManager[object]:
     return net.no_sync() if isinstance(net, DistributedDataParallel) and not last else nullcontext()
 
 
+def _check_gpus(mine: str) -> None:
+    """Check that each process has a GPU of its own, as NCCL demands. `mine` is the id of this process's GPU.
+
+    Raises:
+        DapError: two processes have the same GPU.
+    """
+    found: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    if (gpus := len(set(found))) < len(found):
+        raise DapError(
+            f"{len(found)} processes that train one network in step have {gpus} GPUs between them. Each needs its own. "
+            f"Start {gpus} instead: --workers {gpus}, or as many by your launcher."
+        )
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
     """The group of the processes that `torchrun` has started. All of them wait here for each other.
 
     Raises:
-        DapError: no launcher has said how the processes meet, or they cannot.
+        DapError: no launcher has said how the processes meet, they cannot, or two of them have the same GPU.
     """
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
@@ -89,11 +104,14 @@ def joined(device: torch.device) -> Iterator[Group]:
         )
     try:
         if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+            torch.cuda.set_device(device.index or 0)
+        # Beside NCCL there is Gloo, by which the processes can talk before NCCL looks at the GPUs.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise DapError(f"The processes cannot meet: {first_line(error)}.") from error
     try:
+        if device.type == "cuda":
+            _check_gpus(str(torch.cuda.get_device_properties(device).uuid))
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

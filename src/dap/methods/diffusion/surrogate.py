@@ -117,8 +117,8 @@ class Surrogate:
         options: the options of the surrogate.
 
     Raises:
-        DapError: the network has an unknown name, there are fewer than 2 classes, or the backbone cannot carry a
-            gradient through its decoder.
+        DapError: the network has an unknown name, there are fewer than 2 classes, the backbone cannot carry a
+            gradient through its decoder, or its denoiser leaves the device meanwhile.
     """
 
     def __init__(self, task: Task, options: IgdOptions) -> None:
@@ -132,6 +132,11 @@ class Surrogate:
         if self.classes < 2:
             raise DapError(
                 "The surrogate of IGD is a classifier and needs at least 2 classes; give more, or take --option influence=0."
+            )
+        if options.through == "denoiser" and getattr(self.backbone, "offloaded", "") == "model":
+            raise DapError(
+                "The influence guidance goes backward through the denoiser and the autoencoder at once. --offload model takes "
+                "the denoiser off the GPU before that. Use --offload sequential or none, or --option through=x0."
             )
         self.protocol = _protocol(options, self.source.size)
         self._scratch = self._network()

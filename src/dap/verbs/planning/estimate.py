@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from dap.backbones.hub import to_download
+from dap.backbones.opening import device_of
+from dap.base.devices.waiting import wait_for
 from dap.base.files import check_folder
 from dap.base.watch import Watcher
 from dap.cost import peak_memory_gb
@@ -191,8 +193,7 @@ def training_seconds(protocol: Protocol, network: str, images: int, tested: int,
 
 
 def _mark(marks: list[float], device: str, *_: Any) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    wait_for(device_of(device))
     marks.append(time.perf_counter())
 
 

@@ -17,6 +17,7 @@ import torch
 from dap.backbones import device_of
 from dap.backbones.base import Backbone
 from dap.backbones.hub import to_download
+from dap.base.devices.waiting import wait_for
 from dap.base.errors import DapError
 from dap.base.files import drop_torn_line
 from dap.base.watch import Watcher
@@ -171,8 +172,9 @@ def planned_caption(
     if say is None or not images:
         return [Estimate(**facts, **unknown, seconds=None if say is None else 0.0)]
     began = time.monotonic()
-    each = _seconds_a_caption(say, source, todo, ask, batch)
-    facts["memory_gb"] = peak_memory_gb(device_of(machine.device))
+    device = device_of(machine.device)
+    each = _seconds_a_caption(say, source, todo, ask, batch, device)
+    facts["memory_gb"] = peak_memory_gb(device)
     return [Estimate(**facts, seconds=each * images, trial=time.monotonic() - began)]
 
 
@@ -182,6 +184,7 @@ def _seconds_a_caption(
     todo: Sequence[tuple[int, Sequence[int]]],
     ask: str | None,
     batch: int,
+    device: torch.device,
 ) -> float:
     """The seconds of a caption, reading the image included, by one batch after one caption that warms up."""
     label, indices = next((label, indices) for label, indices in todo if indices)
@@ -191,6 +194,5 @@ def _seconds_a_caption(
     began = time.perf_counter()
     kept, images = source.readable(label, indices[:batch])
     say(images, question)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait_for(device)
     return (time.perf_counter() - began) / max(len(kept), 1)

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
+from dap.base.devices.waiting import wait_for
 from dap.base.seeding import seed_of
 from dap.base.store import Store
 from dap.data.real.counts import total_of
@@ -85,8 +84,7 @@ def _iteration(method: Method, task: Task, few: MemorySource, changes: Mapping[s
 
     def tell(what: str, done: int, total: int) -> None:
         del what, done, total
-        if task.device.type == "cuda":
-            torch.cuda.synchronize(task.device)
+        wait_for(task.device)
         marks.append(time.perf_counter())
         if marks[-1] - marks[0] > ENOUGH:
             raise _Enough

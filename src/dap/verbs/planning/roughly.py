@@ -11,6 +11,7 @@ import torch
 from dap.backbones.base import Backbone
 from dap.backbones.cards import shape_of
 from dap.backbones.schedules import steps_of
+from dap.base.devices.waiting import wait_for
 from dap.methods.base import Task
 
 SLOW = 0.5
@@ -96,6 +97,5 @@ def _pace(work: Callable[[int], object], device: torch.device, few: int) -> floa
 def _timed(work: Callable[[], object], device: torch.device) -> float:
     began = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(device)
     return time.perf_counter() - began

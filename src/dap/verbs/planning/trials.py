@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from dap.base.devices.waiting import wait_for
 from dap.base.store import Store
 from dap.cost import forget_peak_memory
 from dap.data.real.decode import encode_png
@@ -106,8 +106,7 @@ class Trials:
             for start in (0, block) if 2 * block <= recipe.ipc else (0,):
                 began = time.perf_counter()
                 made = make(Unit(0, tuple(range(start, start + block))))
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
+                wait_for(self.device)
                 taken.append(time.perf_counter() - began)
                 self.bytes_each = _png_bytes(made.images)
         finally:
