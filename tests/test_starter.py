@@ -62,6 +62,7 @@ def few_images(monkeypatch):
     monkeypatch.setattr("dap.starter.train.training_images", lambda split: (images[:40], labels[:40]))
 
 
+@pytest.mark.slow
 def test_the_second_starter_s_script_is_the_trainer_of_backbones(tmp_path, monkeypatch, capsys):
     few_images(monkeypatch)
     command = ["unet", "--out", str(tmp_path), "--steps", "2", "--batch", "2", "--device", "cpu"]

@@ -169,7 +169,9 @@ def test_at_full_strength_and_without_refinement_the_images_are_vanilla_s(shop, 
     assert torch.equal(pixels(auto), pixels(vanilla))
 
 
-@pytest.mark.parametrize("method", ["random", "vanilla", "dap-slots", "mgd3", "herding"])
+@pytest.mark.parametrize(
+    "method", ["random", "vanilla", "dap-slots", pytest.param("mgd3", marks=pytest.mark.slow), "herding"]
+)
 def test_every_kind_of_method_can_be_refined(method, shop, tmp_path):
     """Without a step the images are those of the method, encoded or not; with steps every image moves."""
     few = {"pool": 50} if method == "herding" else {}

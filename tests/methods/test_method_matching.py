@@ -141,7 +141,7 @@ def test_both_sides_are_augmented_alike():
     assert not torch.equal(dsa(images, torch.Generator().manual_seed(3)), images)
 
 
-@pytest.mark.parametrize("method", ["dm", "dc", "dsa"])
+@pytest.mark.parametrize("method", ["dm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dc", "dsa"))])
 def test_grey_images_stay_grey_and_a_killed_run_goes_on_with_the_same_bytes(method, tmp_path, monkeypatch):
     wanted = recipe(method, outer=2, inner=1, iterations=4) if method != "dm" else recipe(method, iterations=4)
     whole = distill(wanted, tmp_path / "whole", workshop=Workshop("cpu"))

@@ -201,7 +201,7 @@ def test_blocks_change_the_last_bits_alone(make, method, tmp_path):
     assert (together.int() - apart.int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("folder", ["pipeline_folder", "sd_folder"])
+@pytest.mark.parametrize("folder", ["pipeline_folder", pytest.param("sd_folder", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_solver_and_backbone_takes_them(make, method, folder, request, tmp_path):
     """Under classifier-free guidance of all channels; neutral they are vanilla there too."""

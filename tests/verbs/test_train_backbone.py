@@ -121,7 +121,7 @@ def test_made_again_it_is_there_and_with_other_wishes_it_is_refused(made, shapes
             (shapes / "train" / "disc" / "99.png").unlink()
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_killed_command_goes_on_and_gives_the_same_bytes(name, made, shapes, tmp_path, capsys):
     out, number = tmp_path / "mine", getattr(signal, name)
     words = ["train-backbone", "--data", str(shapes), "--out", str(out), *FLAGS]

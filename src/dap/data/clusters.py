@@ -30,7 +30,7 @@ def balanced_kmeans(points: Float[Tensor, "n d"], k: int, seed: int, rounds: int
     from scipy.spatial.distance import cdist
     from sklearn.cluster import kmeans_plusplus
 
-    x = points.double().cpu().numpy()
+    x = points.cpu().double().numpy()
     n = len(x)
     if n < k:
         raise ValueError(f"{n} points cannot be split into {k} clusters")

@@ -68,7 +68,7 @@ class CogVideoX(PromptedBackbone):
         self._pipe = pipe
         self._turns: tuple[Tensor, Tensor] | None = None
         if config.use_rotary_positional_embeddings:
-            self._turns = pipe._prepare_rotary_positional_embeddings(card.size, card.size, long, torch.device("cpu"))
+            self._turns = pipe._prepare_rotary_positional_embeddings(card.size, card.size, long, self.device)
 
     @classmethod
     def from_pipeline(cls, pipe: Any, found: Found) -> CogVideoX:
@@ -99,7 +99,7 @@ class CogVideoX(PromptedBackbone):
             hidden_states=x.transpose(1, 2).to(dtype),  # this network takes (B, frames, C, h, w)
             encoder_hidden_states=states.to(dtype),
             timestep=torch.as_tensor(t, device=x.device).expand(len(x)),
-            image_rotary_emb=self._turns and tuple(part.to(x.device) for part in self._turns),
+            image_rotary_emb=self._turns,
         ).sample.float()
         return out.transpose(1, 2)
 

@@ -296,7 +296,7 @@ def _key(train: Labelled, protocol: Protocol, plan: Plan) -> str:
         digest.update(part.contiguous().numpy(force=True).tobytes())
     said = [one.fingerprint for one in (plan.teacher, plan.stored) if one is not None]
     if plan.weights is not None:
-        digest.update(plan.weights.double().cpu().numpy().tobytes())
+        digest.update(plan.weights.cpu().double().numpy().tobytes())
     facts = [protocol.facts(exclude={"name", "source"}), *said, str(torch.__version__), LAYOUT]
     if plan.group is not None:  # each process draws for its own part, so their number is a part of the result
         facts.append({"processes": plan.group.of})
