@@ -251,7 +251,7 @@ def pretended_gpu(kind: str = "cuda") -> Iterator[None]:
 
 
 def used_on_gpu(folder: Path, kind: str = "cuda", offload: str = "none") -> None:
-    """Load the backbone of a folder onto the pretended KINDS[kind], and ask it for all that a method asks for."""
+    """Load the backbone of a folder onto the pretended GPU, and ask it for all that a method asks for."""
     with pretended_gpu(kind):
         backbone = load(str(folder), device=kind, offload=offload)
         assert backbone.device.type == kind
