@@ -1,4 +1,4 @@
-"""A pretended KINDS[kind], so that tests without one can tell the tensors of two devices apart.
+"""A pretended GPU, so that tests without one can tell the tensors of two devices apart.
 
 Inside `pretended_gpu` torch says that the machine has one GPU. A tensor on `cuda` is an `OnGpu`: its numbers lie on the CPU
 and are computed there, but torch's rules for two devices hold. An operation on a tensor of the GPU and one of the CPU is an
